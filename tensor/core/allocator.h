@@ -1,0 +1,30 @@
+#pragma once
+// Caching allocators, one per device. First touch of fresh memory costs several times its reuse (page faults
+// on the CPU, driver calls on a GPU), so released blocks are kept in size classes.
+
+#include <cstddef>
+#include <cstdint>
+
+#include "tensor/core/device.h"
+
+namespace lowbit {
+
+class Allocator {
+ public:
+  virtual ~Allocator() = default;
+  virtual void* allocate(size_t bytes, Stream s) = 0;  ///< 64-byte aligned; null for 0 bytes
+  virtual void release(void* p, size_t bytes, Stream s) noexcept = 0;
+  virtual void begin_pool(uint64_t pool_id) = 0;  ///< private pool (graph capture)
+  virtual void end_pool(uint64_t pool_id) = 0;
+  struct Stats { size_t live = 0, peak = 0, cached = 0, calls = 0, misses = 0; };
+  virtual Stats stats() const = 0;
+  virtual void reset_peak() = 0;
+  virtual void trim() = 0;  ///< gives cached blocks back to the system
+};
+
+Allocator& allocator(Device d);
+
+/// The CUDA backend registers its allocator here when it is loaded.
+void set_cuda_allocator(Allocator* (*factory)(int device_index));
+
+}  // namespace lowbit
