@@ -41,7 +41,8 @@ class CpuAllocator final : public Allocator {
       p = std::aligned_alloc(64, size);
     }
     if (!p) stats_.live -= size;
-    LOWBIT_CHECK(p, run, "allocate", "out of memory (got ", bytes, " bytes requested, ", stats_.live, " live)");
+    LOWBIT_CHECK(p, run, "allocate", "out of memory (got ", bytes, " bytes requested, ", stats_.live,
+                 " live)");
     return p;
   }
   void release(void* p, size_t bytes, Stream) noexcept override {
@@ -54,9 +55,18 @@ class CpuAllocator final : public Allocator {
   }
   void begin_pool(uint64_t) override {}
   void end_pool(uint64_t) override {}
-  Stats stats() const override { std::lock_guard lock(mutex_); return stats_; }
-  void reset_peak() override { std::lock_guard lock(mutex_); stats_.peak = stats_.live; }
-  void trim() override { std::lock_guard lock(mutex_); trim_locked(); }
+  Stats stats() const override {
+    std::lock_guard lock(mutex_);
+    return stats_;
+  }
+  void reset_peak() override {
+    std::lock_guard lock(mutex_);
+    stats_.peak = stats_.live;
+  }
+  void trim() override {
+    std::lock_guard lock(mutex_);
+    trim_locked();
+  }
 
  private:
   void trim_locked() {
@@ -80,7 +90,8 @@ Allocator& allocator(Device d) {
   // Never destroyed: tensors with static lifetime release into it at exit.
   static CpuAllocator& cpu = *new CpuAllocator;
   if (!d.is_cuda()) return cpu;
-  LOWBIT_CHECK(cuda_factory, device, "allocate", "no cuda backend in this build; configure with -DENABLE_CUDA=ON");
+  LOWBIT_CHECK(cuda_factory, device, "allocate",
+               "no cuda backend in this build; configure with -DENABLE_CUDA=ON");
   return *cuda_factory(d.index);
 }
 

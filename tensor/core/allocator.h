@@ -16,7 +16,9 @@ class Allocator {
   virtual void release(void* p, size_t bytes, Stream s) noexcept = 0;
   virtual void begin_pool(uint64_t pool_id) = 0;  ///< private pool (graph capture)
   virtual void end_pool(uint64_t pool_id) = 0;
-  struct Stats { size_t live = 0, peak = 0, cached = 0, calls = 0, misses = 0; };
+  struct Stats {
+    size_t live = 0, peak = 0, cached = 0, calls = 0, misses = 0;
+  };
   virtual Stats stats() const = 0;
   virtual void reset_peak() = 0;
   virtual void trim() = 0;  ///< gives cached blocks back to the system

@@ -22,7 +22,8 @@ Tensor Coded::dequantize() const {
   const void* raw = q.view().data;
   parallel_for(n, 1 << 15, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      const float code = is_unsigned ? float(static_cast<const uint8_t*>(raw)[i]) : float(static_cast<const int8_t*>(raw)[i]);
+      const float code = is_unsigned ? float(static_cast<const uint8_t*>(raw)[i])
+                                     : float(static_cast<const int8_t*>(raw)[i]);
       const float v = s[extent == 1 ? 0 : (i / inner) % extent] * (code + c);
       out[i] = b ? v + b[per_channel ? i % last : 0] : v;
     }

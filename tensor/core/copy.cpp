@@ -18,8 +18,10 @@ int collapse_dims(View* v, int count) {
     for (int k = 0; k < count && merge; ++k) merge = v[k].stride[n - 1] == v[k].stride[i] * v[k].shape[i];
     for (int k = 0; k < count; ++k) {
       const int64_t extent = v[k].shape[i], stride = v[k].stride[i];
-      if (merge) v[k].shape[n - 1] *= extent, v[k].stride[n - 1] = stride;
-      else v[k].shape[n] = extent, v[k].stride[n] = stride;
+      if (merge)
+        v[k].shape[n - 1] *= extent, v[k].stride[n - 1] = stride;
+      else
+        v[k].shape[n] = extent, v[k].stride[n] = stride;
     }
     if (!merge) ++n;
   }
@@ -33,17 +35,21 @@ int collapse_dims(View* v, int count) {
 
 namespace {
 
-template <class D, class S> D convert(S s) {
+template <class D, class S>
+D convert(S s) {
   using SF = std::conditional_t<std::is_same_v<S, bf16> || std::is_same_v<S, f16>, float, S>;
   const SF v = static_cast<SF>(s);
-  if constexpr (std::is_same_v<D, bool>) return v != SF(0);
-  else if constexpr (std::is_same_v<D, bf16> || std::is_same_v<D, f16>) return D(static_cast<float>(v));
+  if constexpr (std::is_same_v<D, bool>)
+    return v != SF(0);
+  else if constexpr (std::is_same_v<D, bf16> || std::is_same_v<D, f16>)
+    return D(static_cast<float>(v));
   else if constexpr (std::is_integral_v<D> && std::is_floating_point_v<SF>) {
     if (std::isnan(v)) return D(0);
     if (v <= static_cast<SF>(std::numeric_limits<D>::min())) return std::numeric_limits<D>::min();
     if (v >= static_cast<SF>(std::numeric_limits<D>::max())) return std::numeric_limits<D>::max();
     return static_cast<D>(v);
-  } else return static_cast<D>(v);
+  } else
+    return static_cast<D>(v);
 }
 
 /// Offset of the flat position `i` of the outer dimensions [0, ndim-1).
@@ -57,29 +63,36 @@ void outer_offsets(const View& a, const View& b, int64_t i, int64_t& oa, int64_t
   }
 }
 
-template <class D, class S> void copy_typed(const View& dst, const View& src) {
+template <class D, class S>
+void copy_typed(const View& dst, const View& src) {
   const int64_t inner = dst.shape[dst.ndim - 1], outer = inner ? dst.numel() / inner : 0;
   const int64_t ds = dst.stride[dst.ndim - 1], ss = src.stride[src.ndim - 1];
   D* const d0 = dst.as<D>();
   const S* const s0 = src.as<S>();
   const auto row = [&](D* d, const S* s, int64_t n) {
     if constexpr (std::is_same_v<D, S>) {
-      if (ds == 1 && ss == 1) { std::memcpy(d, s, size_t(n) * sizeof(D)); return; }
+      if (ds == 1 && ss == 1) {
+        std::memcpy(d, s, size_t(n) * sizeof(D));
+        return;
+      }
     }
-    if (ds == 1 && ss == 1) for (int64_t i = 0; i < n; ++i) d[i] = convert<D>(s[i]);
-    else for (int64_t i = 0; i < n; ++i) d[i * ds] = convert<D>(s[i * ss]);
+    if (ds == 1 && ss == 1)
+      for (int64_t i = 0; i < n; ++i) d[i] = convert<D>(s[i]);
+    else
+      for (int64_t i = 0; i < n; ++i) d[i * ds] = convert<D>(s[i * ss]);
   };
   if (outer == 1) {
     parallel_for(inner, 1 << 16, [&](int64_t b, int64_t e) { row(d0 + b * ds, s0 + b * ss, e - b); });
     return;
   }
-  parallel_for(outer, std::max<int64_t>(1, (1 << 16) / std::max<int64_t>(inner, 1)), [&](int64_t b, int64_t e) {
-    for (int64_t i = b; i < e; ++i) {
-      int64_t od, os;
-      outer_offsets(dst, src, i, od, os);
-      row(d0 + od, s0 + os, inner);
-    }
-  });
+  parallel_for(outer, std::max<int64_t>(1, (1 << 16) / std::max<int64_t>(inner, 1)),
+               [&](int64_t b, int64_t e) {
+                 for (int64_t i = b; i < e; ++i) {
+                   int64_t od, os;
+                   outer_offsets(dst, src, i, od, os);
+                   row(d0 + od, s0 + os, inner);
+                 }
+               });
 }
 
 void copy_cpu(const CopyArgs& args, Stream) {

@@ -6,10 +6,15 @@
 
 namespace lowbit {
 
-struct CopyArgs { View dst, src; };
+struct CopyArgs {
+  View dst, src;
+};
 extern KernelSlot<CopyArgs> strided_copy;
 
-struct FillArgs { View dst; double value; };
+struct FillArgs {
+  View dst;
+  double value;
+};
 extern KernelSlot<FillArgs> strided_fill;
 
 /// Merges neighbouring dimensions that all views step through uniformly and drops extents of 1.

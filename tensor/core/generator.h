@@ -1,13 +1,9 @@
 #pragma once
 #include <cstdint>
 
-namespace lowbit {
+#include "tensor/hd/philox.h"
 
-/// Names a block of Philox draws; see tensor/hd/philox.h. A draw is a pure function of (seed, stream, counter).
-struct RngKey {
-  uint64_t seed = 0, stream = 0, offset = 0;
-  const uint64_t* device_offset = nullptr;  ///< added to offset when not null (graph replay)
-};
+namespace lowbit {
 
 class Generator {
  public:

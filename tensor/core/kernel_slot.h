@@ -7,9 +7,10 @@ namespace lowbit {
 /// Stream on which the calling thread launches work for a device.
 Stream current_stream(Device d);
 
-/// One function pointer per device kind. Constant-initialised with the CPU kernel; the object file of the CUDA
-/// kernel sets the other pointer when it is loaded.
-template <class Args> class KernelSlot {
+/// One function pointer per device kind. Constant-initialised with the CPU kernel; the object file of the
+/// CUDA kernel sets the other pointer when it is loaded.
+template <class Args>
+class KernelSlot {
  public:
   using Fn = void (*)(const Args&, Stream);
   constexpr KernelSlot(const char* name, Fn cpu) : name_(name), cpu_(cpu) {}
@@ -26,7 +27,8 @@ template <class Args> class KernelSlot {
   Fn cuda_ = nullptr;
 };
 
-template <class Args> struct CudaKernel {
+template <class Args>
+struct CudaKernel {
   CudaKernel(KernelSlot<Args>& slot, typename KernelSlot<Args>::Fn f) { slot.set_cuda(f); }
 };
 

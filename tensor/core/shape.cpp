@@ -12,7 +12,8 @@ const char* dtype_name(DType t) {
   return names[static_cast<int>(t)];
 }
 
-Shape::Shape(std::initializer_list<int64_t> dims) : Shape(std::span<const int64_t>(dims.begin(), dims.size())) {}
+Shape::Shape(std::initializer_list<int64_t> dims)
+    : Shape(std::span<const int64_t>(dims.begin(), dims.size())) {}
 
 Shape::Shape(std::span<const int64_t> dims) {
   for (int64_t d : dims) append(d);
@@ -39,7 +40,9 @@ int64_t Shape::numel() const {
   return n;
 }
 
-bool Shape::operator==(const Shape& o) const { return ndim_ == o.ndim_ && std::equal(begin(), end(), o.begin()); }
+bool Shape::operator==(const Shape& o) const {
+  return ndim_ == o.ndim_ && std::equal(begin(), end(), o.begin());
+}
 
 std::string Shape::str() const {
   std::string s = "[";
@@ -53,7 +56,8 @@ Shape broadcast_shapes(const char* op, const Shape& a, const Shape& b) {
   for (int i = 0; i < n; ++i) {
     const int ia = i - (n - a.ndim()), ib = i - (n - b.ndim());
     const int64_t x = ia < 0 ? 1 : a[ia], y = ib < 0 ? 1 : b[ib];
-    LOWBIT_CHECK(x == y || x == 1 || y == 1, shape, op, "shapes cannot be broadcast (got a=", a.str(), ", b=", b.str(), ")");
+    LOWBIT_CHECK(x == y || x == 1 || y == 1, shape, op, "shapes cannot be broadcast (got a=", a.str(),
+                 ", b=", b.str(), ")");
     r.append(x == 1 ? y : x);
   }
   return r;

@@ -36,9 +36,10 @@ Tensor Tensor::full(const Shape& s, double v, DType t, Device d) {
 }
 
 namespace {
-template <class T> Tensor from_host(std::span<const T> host, const Shape& s, Device d) {
-  LOWBIT_CHECK(int64_t(host.size()) == s.numel(), shape, "tensor", "values must fill the shape (got ", host.size(),
-               " values for ", s.str(), ")");
+template <class T>
+Tensor from_host(std::span<const T> host, const Shape& s, Device d) {
+  LOWBIT_CHECK(int64_t(host.size()) == s.numel(), shape, "tensor", "values must fill the shape (got ",
+               host.size(), " values for ", s.str(), ")");
   Tensor r = Tensor::empty(s, dtype_of<T>);
   if (!host.empty()) std::memcpy(r.template data<T>(), host.data(), host.size_bytes());
   return d.is_cuda() ? r.to(d) : r;
@@ -78,7 +79,8 @@ View Tensor::mutable_view() {
 }
 
 Tensor Tensor::reshape(const Shape& s) const {
-  LOWBIT_CHECK(s.numel() == numel(), shape, "reshape", "number of elements must stay (got ", str(), " to ", s.str(), ")");
+  LOWBIT_CHECK(s.numel() == numel(), shape, "reshape", "number of elements must stay (got ", str(), " to ",
+               s.str(), ")");
   Tensor r = *this;
   r.shape_ = s;
   if (contiguous()) {
@@ -86,18 +88,22 @@ Tensor Tensor::reshape(const Shape& s) const {
     for (int i = s.ndim() - 1; i >= 0; --i) r.stride_[i] = step, step *= s[i];
     return r;
   }
-  // Walk both shapes from the inside; a group of new dimensions must lie inside one uniformly strided group of old ones.
+  // Walk both shapes from the inside; a group of new dimensions must lie inside one uniformly strided group
+  // of old ones.
   int i = ndim() - 1, j = s.ndim() - 1;
   while (j >= 0) {
-    if (s[j] == 1) { r.stride_[j] = 1, --j; continue; }
+    if (s[j] == 1) {
+      r.stride_[j] = 1, --j;
+      continue;
+    }
     while (i >= 0 && shape_[i] == 1) --i;
     int64_t group = shape_[i], step = stride_[i];
     const int64_t base = step;
     while (i > 0 && (shape_[i - 1] == 1 || stride_[i - 1] == base * group)) group *= shape_[--i];
     int64_t left = group;
     while (j >= 0 && left > 1) {
-      LOWBIT_CHECK(s[j] != 0 && left % s[j] == 0, shape, "reshape", "a copy would be needed (got ", str(), " to ", s.str(),
-                   "); call packed()");
+      LOWBIT_CHECK(s[j] != 0 && left % s[j] == 0, shape, "reshape", "a copy would be needed (got ", str(),
+                   " to ", s.str(), "); call packed()");
       r.stride_[j] = step, step *= s[j], left /= s[j], --j;
     }
     --i;
@@ -106,13 +112,15 @@ Tensor Tensor::reshape(const Shape& s) const {
 }
 
 Tensor Tensor::permute(std::initializer_list<int> dims) const {
-  LOWBIT_CHECK(int(dims.size()) == ndim(), shape, "permute", "one entry per dimension is needed (got ", str(), ")");
+  LOWBIT_CHECK(int(dims.size()) == ndim(), shape, "permute", "one entry per dimension is needed (got ", str(),
+               ")");
   Tensor r = *this;
   unsigned seen = 0;
   int i = 0;
   for (int d : dims) {
     if (d < 0) d += ndim();
-    LOWBIT_CHECK(d >= 0 && d < ndim() && !(seen >> d & 1), shape, "permute", "dimensions must be a permutation (got ", str(), ")");
+    LOWBIT_CHECK(d >= 0 && d < ndim() && !(seen >> d & 1), shape, "permute",
+                 "dimensions must be a permutation (got ", str(), ")");
     seen |= 1u << d;
     r.shape_.set(i, shape_[d]);
     r.stride_[i++] = stride_[d];
@@ -132,8 +140,9 @@ Tensor Tensor::transpose(int a, int b) const {
 
 Tensor Tensor::slice(int dim, int64_t begin, int64_t end) const {
   if (dim < 0) dim += ndim();
-  LOWBIT_CHECK(0 <= begin && begin <= end && end <= shape_[dim], shape, "slice", "range must lie inside the dimension (got [",
-               begin, ", ", end, ") of dimension ", dim, " of ", str(), ")");
+  LOWBIT_CHECK(0 <= begin && begin <= end && end <= shape_[dim], shape, "slice",
+               "range must lie inside the dimension (got [", begin, ", ", end, ") of dimension ", dim, " of ",
+               str(), ")");
   Tensor r = *this;
   r.offset_ += begin * stride_[dim];
   r.shape_.set(dim, end - begin);
@@ -157,7 +166,8 @@ Tensor Tensor::expand(const Shape& s) const {
   LOWBIT_CHECK(lead >= 0, shape, "expand", "shapes cannot be broadcast (got ", str(), " to ", s.str(), ")");
   for (int i = 0; i < s.ndim(); ++i) {
     const int64_t extent = i < lead ? 1 : shape_[i - lead];
-    LOWBIT_CHECK(extent == s[i] || extent == 1, shape, "expand", "shapes cannot be broadcast (got ", str(), " to ", s.str(), ")");
+    LOWBIT_CHECK(extent == s[i] || extent == 1, shape, "expand", "shapes cannot be broadcast (got ", str(),
+                 " to ", s.str(), ")");
     r.stride_[i] = extent == 1 && s[i] != 1 ? 0 : (i < lead ? 0 : stride_[i - lead]);
   }
   return r;
@@ -168,8 +178,10 @@ Tensor Tensor::unsqueeze(int dim) const {
   Tensor r = *this;
   r.shape_ = Shape{};
   for (int i = 0, k = 0; i <= ndim(); ++i) {
-    if (i == dim) r.shape_.append(1), r.stride_[i] = 1;
-    else r.shape_.append(shape_[k]), r.stride_[i] = stride_[k++];
+    if (i == dim)
+      r.shape_.append(1), r.stride_[i] = 1;
+    else
+      r.shape_.append(shape_[k]), r.stride_[i] = stride_[k++];
   }
   return r;
 }
@@ -190,7 +202,8 @@ Tensor Tensor::cast(DType t) const {
 }
 
 void Tensor::copy_from(const Tensor& src) {
-  LOWBIT_CHECK(src.device() == device(), device, "copy", "operands must share a device (got ", str(), " and ", src.str(), ")");
+  LOWBIT_CHECK(src.device() == device(), device, "copy", "operands must share a device (got ", str(), " and ",
+               src.str(), ")");
   const Tensor s = src.shape() == shape_ ? src : src.expand(shape_);
   strided_copy(CopyArgs{mutable_view(), s.view()}, device());
 }

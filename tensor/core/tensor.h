@@ -22,7 +22,10 @@ struct View {
   DType dtype = DType::f32;
   int8_t ndim = 0;
   int64_t shape[kMaxDims] = {}, stride[kMaxDims] = {};
-  template <class T> T* as() const { return static_cast<T*>(data); }
+  template <class T>
+  T* as() const {
+    return static_cast<T*>(data);
+  }
   int64_t numel() const {
     int64_t n = 1;
     for (int i = 0; i < ndim; ++i) n *= shape[i];
@@ -47,7 +50,9 @@ class Tensor {
   int64_t size(int dim) const { return shape_[dim]; }
   int64_t stride(int dim) const { return stride_[dim < 0 ? dim + ndim() : dim]; }
   int64_t numel() const { return shape_.numel(); }
-  size_t bytes() const { return size_t(numel()) * dtype_size(dtype_); }  ///< of the window, not of the storage
+  size_t bytes() const {
+    return size_t(numel()) * dtype_size(dtype_);
+  }  ///< of the window, not of the storage
   DType dtype() const { return dtype_; }
   Device device() const { return storage_ ? storage_->device() : Device{}; }
   bool contiguous() const;
@@ -56,17 +61,19 @@ class Tensor {
   std::string str() const;  ///< "[8, 197, 192] f32 cpu", for messages
 
   /// First element. Throws when T is not the dtype. The non-const form counts as an in-place write.
-  template <class T> T* data() {
+  template <class T>
+  T* data() {
     check_dtype(dtype_of<T>);
     if (storage_) ++storage_->version;
     return static_cast<T*>(raw());
   }
-  template <class T> const T* data() const {
+  template <class T>
+  const T* data() const {
     check_dtype(dtype_of<T>);
     return static_cast<const T*>(raw());
   }
-  View view() const;        ///< read-only use
-  View mutable_view();      ///< counts as an in-place write
+  View view() const;    ///< read-only use
+  View mutable_view();  ///< counts as an in-place write
 
   Tensor reshape(const Shape& s) const;  ///< view only; throws if a copy would be needed
   Tensor permute(std::initializer_list<int> dims) const;
@@ -81,16 +88,21 @@ class Tensor {
   Tensor cast(DType t) const;  ///< element conversion (float → integer truncates towards zero, saturating)
   void copy_from(const Tensor& src);  ///< same shape or broadcastable src; converts dtype
   void fill(double v);
-  template <class T> T item() const {
+  template <class T>
+  T item() const {
     LOWBIT_CHECK(numel() == 1, shape, "item", "tensor must hold one element (got ", str(), ")");
     return to(Device{}).packed().template data_const<T>()[0];
   }
-  template <class T> std::vector<T> to_vector() const {
+  template <class T>
+  std::vector<T> to_vector() const {
     const Tensor p = to(Device{}).packed();
     const T* d = p.template data_const<T>();
     return std::vector<T>(d, d + p.numel());
   }
-  template <class T> const T* data_const() const { return data<T>(); }
+  template <class T>
+  const T* data_const() const {
+    return data<T>();
+  }
 
   /// Window on `storage` with explicit geometry; for arenas and readers of mapped files.
   static Tensor window(std::shared_ptr<Storage> storage, const Shape& s, DType t, int64_t offset_elements);

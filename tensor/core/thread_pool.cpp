@@ -77,7 +77,8 @@ class Pool {
   }
 
  private:
-  template <class P> static void spin_until(P p) {
+  template <class P>
+  static void spin_until(P p) {
     const auto end = std::chrono::steady_clock::now() + std::chrono::microseconds(50);
     while (!p() && std::chrono::steady_clock::now() < end)
 #if defined(__x86_64__)

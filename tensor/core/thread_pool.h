@@ -20,11 +20,12 @@ void parallel_run(int64_t n, int64_t grain, void (*call)(void*, int64_t, int64_t
 
 /// Calls f(begin, end) over a partition of [0, n). Ranges below `grain` items run on the calling thread;
 /// nested calls run serially. Exceptions thrown by f reach the caller.
-template <class F> void parallel_for(int64_t n, int64_t grain, F&& f) {
+template <class F>
+void parallel_for(int64_t n, int64_t grain, F&& f) {
   using Fn = std::remove_reference_t<F>;
-  detail::parallel_run(n, grain,
-                       [](void* p, int64_t b, int64_t e) { (*static_cast<Fn*>(p))(b, e); },
-                       const_cast<void*>(static_cast<const void*>(std::addressof(f))));
+  detail::parallel_run(
+      n, grain, [](void* p, int64_t b, int64_t e) { (*static_cast<Fn*>(p))(b, e); },
+      const_cast<void*>(static_cast<const void*>(std::addressof(f))));
 }
 
 }  // namespace lowbit

@@ -8,11 +8,17 @@
 namespace lowbit {
 
 LOWBIT_HD uint32_t float_bits(float x) {
-  union { float f; uint32_t u; } v{x};
+  union {
+    float f;
+    uint32_t u;
+  } v{x};
   return v.u;
 }
 LOWBIT_HD float bits_float(uint32_t u) {
-  union { uint32_t u; float f; } v{u};
+  union {
+    uint32_t u;
+    float f;
+  } v{u};
   return v.f;
 }
 
@@ -21,8 +27,10 @@ struct bf16 {
   bf16() = default;
   LOWBIT_HD explicit bf16(float x) {
     uint32_t u = float_bits(x);
-    if ((u & 0x7fffffffu) > 0x7f800000u) bits = uint16_t((u >> 16) | 0x40u);  // NaN stays NaN
-    else bits = uint16_t((u + 0x7fffu + ((u >> 16) & 1u)) >> 16);
+    if ((u & 0x7fffffffu) > 0x7f800000u)
+      bits = uint16_t((u >> 16) | 0x40u);  // NaN stays NaN
+    else
+      bits = uint16_t((u + 0x7fffu + ((u >> 16) & 1u)) >> 16);
   }
   LOWBIT_HD operator float() const { return bits_float(uint32_t(bits) << 16); }
 };
@@ -32,11 +40,20 @@ struct f16 {
   f16() = default;
   LOWBIT_HD explicit f16(float x) {
     const uint32_t u = float_bits(x), sign = (u >> 16) & 0x8000u, a = u & 0x7fffffffu;
-    if (a > 0x7f800000u) { bits = uint16_t(sign | 0x7e00u); return; }
-    if (a >= 0x477ff000u) { bits = uint16_t(sign | 0x7c00u); return; }  // rounds to infinity
-    if (a < 0x38800000u) {                                               // subnormal half or zero
+    if (a > 0x7f800000u) {
+      bits = uint16_t(sign | 0x7e00u);
+      return;
+    }
+    if (a >= 0x477ff000u) {
+      bits = uint16_t(sign | 0x7c00u);
+      return;
+    }                       // rounds to infinity
+    if (a < 0x38800000u) {  // subnormal half or zero
       const uint32_t shift = 126u - (a >> 23), m = (a & 0x7fffffu) | 0x800000u;
-      if (shift > 24u) { bits = uint16_t(sign); return; }
+      if (shift > 24u) {
+        bits = uint16_t(sign);
+        return;
+      }
       const uint32_t half = 1u << (shift - 1u), rest = m & ((1u << shift) - 1u);
       uint32_t r = m >> shift;
       if (rest > half || (rest == half && (r & 1u))) ++r;
