@@ -59,7 +59,7 @@ void check_finite(const char* op, const Tensor& y) {
     check_finite_typed<double>(op, y);
 }
 
-void attach(GradMeta& meta, std::shared_ptr<Node> node, std::initializer_list<Variable> inputs) {
+void attach(GradMeta& meta, std::shared_ptr<Node> node, std::span<const Variable> inputs) {
   if (!node || !needs_grad(inputs)) return;
   node->seq = next_seq.fetch_add(1);
   for (const Variable& v : inputs) node->inputs.push_back(v.defined() ? v.meta() : nullptr);
@@ -87,7 +87,8 @@ struct RecomputeNode final : Node {
     Generator& g = context().generator;
     const uint64_t now = g.state();
     g.set_state(rng);
-    f(local).backward(gy);
+    const Variable y = f(local);
+    if (y.requires_grad()) y.backward(gy);
     g.set_state(now);
     for (size_t i = 0; i < local.size(); ++i)
       if (differentiable[i] && local[i].grad().defined()) gx.add(int(i), local[i].grad());
@@ -154,22 +155,30 @@ void GradSink::add(int input, Tensor g) {
   }
 }
 
-bool needs_grad(std::initializer_list<Variable> inputs) {
+bool needs_grad(std::span<const Variable> inputs) {
   return grad_enabled() &&
          std::any_of(inputs.begin(), inputs.end(), [](const Variable& v) { return v.requires_grad(); });
 }
+bool needs_grad(std::initializer_list<Variable> inputs) {
+  return needs_grad(std::span<const Variable>(inputs.begin(), inputs.size()));
+}
 
-Variable record(Tensor y, std::shared_ptr<Node> node, std::initializer_list<Variable> inputs) {
+Variable record(Tensor y, std::shared_ptr<Node> node, std::span<const Variable> inputs) {
   if (context().check_finite && node) check_finite(node->name(), y);
   Variable v(std::move(y));
   attach(*v.meta(), std::move(node), inputs);
   return v;
 }
-
-Variable record(Coded y, std::shared_ptr<Node> node, std::initializer_list<Variable> inputs) {
+Variable record(Coded y, std::shared_ptr<Node> node, std::span<const Variable> inputs) {
   Variable v(std::move(y));
   attach(*v.meta(), std::move(node), inputs);
   return v;
+}
+Variable record(Tensor y, std::shared_ptr<Node> node, std::initializer_list<Variable> inputs) {
+  return record(std::move(y), std::move(node), std::span<const Variable>(inputs.begin(), inputs.size()));
+}
+Variable record(Coded y, std::shared_ptr<Node> node, std::initializer_list<Variable> inputs) {
+  return record(std::move(y), std::move(node), std::span<const Variable>(inputs.begin(), inputs.size()));
 }
 
 void Variable::backward(const Tensor& gy, bool retain) const {

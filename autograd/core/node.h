@@ -70,9 +70,12 @@ class Node {
 /// no input requires a gradient or recording is off.
 Variable record(Tensor y, std::shared_ptr<Node> node, std::initializer_list<Variable> inputs);
 Variable record(Coded y, std::shared_ptr<Node> node, std::initializer_list<Variable> inputs);
+Variable record(Tensor y, std::shared_ptr<Node> node, std::span<const Variable> inputs);
+Variable record(Coded y, std::shared_ptr<Node> node, std::span<const Variable> inputs);
 
 /// True when a node for these inputs would be kept; ops skip building one otherwise.
 bool needs_grad(std::initializer_list<Variable> inputs);
+bool needs_grad(std::span<const Variable> inputs);
 
 /// Forward: value; backward: identity to x.
 Variable straight_through(const Variable& x, Tensor value);

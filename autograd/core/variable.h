@@ -65,8 +65,6 @@ class Variable {
 
  private:
   std::shared_ptr<Impl> impl_;
-  friend Variable record(Tensor, std::shared_ptr<Node>, std::initializer_list<Variable>);
-  friend Variable record(Coded, std::shared_ptr<Node>, std::initializer_list<Variable>);
 };
 
 struct Variable::Impl {
