@@ -1,7 +1,9 @@
 #include "tensor/core/allocator.h"
 
+#include <algorithm>
 #include <bit>
 #include <cstdlib>
+#include <cstring>
 #include <map>
 #include <mutex>
 #include <vector>
@@ -18,6 +20,14 @@ size_t size_class(size_t bytes) {
   return (bytes + step - 1) / step * step;
 }
 
+constexpr size_t kGuard = 64;
+constexpr unsigned char kGuardByte = 0xA5;
+
+bool damaged(const unsigned char* p, size_t bytes) {
+  const auto intact = [](unsigned char b) { return b == kGuardByte; };
+  return !std::all_of(p - kGuard, p, intact) || !std::all_of(p + bytes, p + bytes + kGuard, intact);
+}
+
 class CpuAllocator final : public Allocator {
  public:
   void* allocate(size_t bytes, Stream) override {
@@ -27,6 +37,7 @@ class CpuAllocator final : public Allocator {
     ++stats_.calls;
     stats_.live += size;
     if (stats_.live > stats_.peak) stats_.peak = stats_.live;
+    if (checking_) return allocate_guarded(bytes);
     auto& list = free_[size];
     if (!list.empty()) {
       void* p = list.back();
@@ -50,6 +61,7 @@ class CpuAllocator final : public Allocator {
     const size_t size = size_class(bytes);
     std::lock_guard lock(mutex_);
     stats_.live -= size;
+    if (release_guarded(p)) return;
     stats_.cached += size;
     free_[size].push_back(p);
   }
@@ -67,8 +79,36 @@ class CpuAllocator final : public Allocator {
     std::lock_guard lock(mutex_);
     trim_locked();
   }
+  void set_check(bool on) {
+    std::lock_guard lock(mutex_);
+    checking_ = on;
+  }
+  size_t violations() const {
+    std::lock_guard lock(mutex_);
+    size_t n = violations_;
+    for (const auto& [p, bytes] : guarded_) n += damaged(p, bytes);
+    return n;
+  }
 
  private:
+  void* allocate_guarded(size_t bytes) {
+    const size_t total = (bytes + 2 * kGuard + 63) & ~size_t(63);
+    auto* block = static_cast<unsigned char*>(std::aligned_alloc(64, total));
+    LOWBIT_CHECK(block, run, "allocate", "out of memory (got ", bytes, " bytes requested)");
+    std::memset(block, kGuardByte, total);
+    std::memset(block + kGuard, 0xFF, bytes);
+    guarded_[block + kGuard] = bytes;
+    return block + kGuard;
+  }
+  /// False when p was not allocated while the check was on.
+  bool release_guarded(void* p) noexcept {
+    const auto it = guarded_.find(static_cast<unsigned char*>(p));
+    if (it == guarded_.end()) return false;
+    violations_ += damaged(it->first, it->second);
+    std::free(it->first - kGuard);
+    guarded_.erase(it);
+    return true;
+  }
   void trim_locked() {
     for (auto& [size, list] : free_)
       for (void* p : list) std::free(p);
@@ -78,18 +118,28 @@ class CpuAllocator final : public Allocator {
   mutable std::mutex mutex_;
   std::map<size_t, std::vector<void*>> free_;
   Stats stats_;
+  bool checking_ = false;
+  size_t violations_ = 0;
+  std::map<unsigned char*, size_t> guarded_;
 };
+
+CpuAllocator& cpu_allocator() {
+  // Never destroyed: tensors with static lifetime release into it at exit.
+  static CpuAllocator& cpu = *new CpuAllocator;
+  return cpu;
+}
 
 Allocator* (*cuda_factory)(int) = nullptr;
 
 }  // namespace
 
+void set_allocation_check(bool on) { cpu_allocator().set_check(on); }
+size_t allocation_violations() { return cpu_allocator().violations(); }
+
 void set_cuda_allocator(Allocator* (*factory)(int)) { cuda_factory = factory; }
 
 Allocator& allocator(Device d) {
-  // Never destroyed: tensors with static lifetime release into it at exit.
-  static CpuAllocator& cpu = *new CpuAllocator;
-  if (!d.is_cuda()) return cpu;
+  if (!d.is_cuda()) return cpu_allocator();
   LOWBIT_CHECK(cuda_factory, device, "allocate",
                "no cuda backend in this build; configure with -DENABLE_CUDA=ON");
   return *cuda_factory(d.index);

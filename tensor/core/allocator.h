@@ -26,6 +26,12 @@ class Allocator {
 
 Allocator& allocator(Device d);
 
+/// Debugging aid of the tests: while on, new CPU blocks are filled with 0xFF bytes (NaN) and lie between two
+/// guard bands, which are checked when the block is released.
+void set_allocation_check(bool on);
+/// Damaged guard bands so far, those of live blocks included.
+size_t allocation_violations();
+
 /// The CUDA backend registers its allocator here when it is loaded.
 void set_cuda_allocator(Allocator* (*factory)(int device_index));
 
