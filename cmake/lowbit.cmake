@@ -51,6 +51,16 @@ target_link_libraries(lowbit_flags INTERFACE Threads::Threads ${CMAKE_DL_LIBS})
 # CUDA is optional; cmake/cuda.cmake describes how the .cu files are compiled.
 include(cmake/cuda.cmake OPTIONAL)
 
+# lowbit_version.h: number, git description and flags of this build; for the folder train and the program.
+string(TOUPPER "${CMAKE_BUILD_TYPE}" _type)
+string(STRIP "${CMAKE_CXX_FLAGS} ${CMAKE_CXX_FLAGS_${_type}}" _build)
+set(_build "${CMAKE_CXX_COMPILER_ID} ${CMAKE_CXX_COMPILER_VERSION}, ${CMAKE_BUILD_TYPE}, ${_build}")
+set(_write_version ${CMAKE_COMMAND} -DSOURCE_DIR=${PROJECT_SOURCE_DIR} -DVERSION=${PROJECT_VERSION} "-DBUILD=${_build}"
+    -DOUT=${CMAKE_BINARY_DIR}/generated/lowbit_version.h -P ${PROJECT_SOURCE_DIR}/cmake/version.cmake)
+execute_process(COMMAND ${_write_version})
+add_custom_target(lowbit_version_header COMMAND ${_write_version} VERBATIM
+                  BYPRODUCTS ${CMAKE_BINARY_DIR}/generated/lowbit_version.h)
+
 # lowbit_library(folder): every .cpp below the folder into one OBJECT library lowbit_<folder>.
 # OBJECT, not STATIC: kernels register themselves from static objects that a linker would drop.
 # A file name that ends in _avx512.cpp or _avx2.cpp is compiled for that instruction set and chosen at run time.
@@ -69,6 +79,10 @@ function(lowbit_library folder)
         "-march=x86-64-v4;-mavx512vnni;-mprefer-vector-width=512")
     endif()
   endforeach()
+  if(folder STREQUAL "train")
+    add_dependencies(lowbit_train lowbit_version_header)
+    target_include_directories(lowbit_train PUBLIC ${CMAKE_BINARY_DIR}/generated)
+  endif()
   if(folder STREQUAL "data")
     target_include_directories(lowbit_data PRIVATE ${STB_INCLUDE_DIR})
     if(LOWBIT_HAVE_TURBOJPEG)

@@ -1,0 +1,46 @@
+# A thin front of CMake: every target is one or two commands that also work by hand (see CMakePresets.json).
+#   make          build the program (build/release/lowbit)     make test   build and run every test
+#   make demo     the five flowers, see README.md              make asan   unit tests under sanitizers
+#   make cuda     compile with the CUDA backend                make bench  the benchmarks
+#   make format   clang-format every source                    make clean  remove all build folders
+PRESET ?= release
+JOBS ?= $(shell nproc)
+CMAKE_ARGS ?=
+CTEST_ARGS ?=
+CLANG_FORMAT ?= $(firstword $(shell command -v clang-format-14 clang-format))
+
+# Configuring again costs a second and follows changed CMAKE_ARGS.
+configure = cmake --preset $(1) $(CMAKE_ARGS)
+build = $(call configure,$(1)) && cmake --build build/$(1) -j $(JOBS)
+ctest = ctest --test-dir build/$(1) -j $(JOBS) --output-on-failure --no-tests=error
+
+.PHONY: all build setup demo test asan cuda bench format clean
+all: build
+
+setup:
+	@tools/setup
+
+build: setup
+	$(call build,$(PRESET))
+
+test: build
+	$(call ctest,$(PRESET)) $(CTEST_ARGS)
+
+demo: build
+	tools/demo build/$(PRESET)/lowbit
+
+asan: setup
+	$(call build,asan)
+	$(call ctest,asan) -L unit $(CTEST_ARGS)
+
+cuda: setup
+	$(call build,cuda)
+
+bench: build
+	cmake --build build/$(PRESET) -j $(JOBS) --target bench
+
+format:
+	git ls-files -z '*.h' '*.cpp' '*.cu' '*.cuh' | xargs -0 $(CLANG_FORMAT) -i
+
+clean:
+	rm -rf build

@@ -1,0 +1,47 @@
+# The layer check must catch what it is for: small trees with one violation each, and one without.
+#   cmake -DSCRATCH=<folder> -P cmake/check_layers_test.cmake
+cmake_minimum_required(VERSION 3.24)
+
+# expect(word file include): the check of a tree whose `file` has one include must fail and name it; word "accept": must pass.
+function(expect word file include)
+  file(REMOVE_RECURSE ${SCRATCH})
+  file(WRITE ${SCRATCH}/${file} "#pragma once\n#include ${include}\n")
+  execute_process(COMMAND ${CMAKE_COMMAND} -DROOT=${SCRATCH} -P ${CMAKE_CURRENT_FUNCTION_LIST_DIR}/check_layers.cmake
+                  RESULT_VARIABLE result OUTPUT_VARIABLE out ERROR_VARIABLE out)
+  if(word STREQUAL "accept")
+    if(result)
+      message(FATAL_ERROR "${file} may include ${include}, but the check says:\n${out}")
+    endif()
+  elseif(NOT result OR NOT out MATCHES "${word}")
+    message(FATAL_ERROR "${file} must not include ${include}, but the check says:\n${out}")
+  endif()
+endfunction()
+
+expect("accept" nn/layers/linear.h "\"autograd/ops/linear.h\"")
+expect("accept" quant/quantizer/lsq.h "\"nn/core/slot.h\"")
+expect("accept" quant/ops/lsq.cu "\"quant/ops/lsq.h\"")
+expect("accept" data/image/decode_stb.cpp "<stb_image.h>")
+expect("accept" tensor/core/allocator_cuda.cu "<cuda_runtime.h>")
+expect("nn must not include quant/" nn/layers/linear.h "\"quant/quantizer/lsq.h\"")
+expect("nn must not include quant/" nn/layers/linear.h "\"quant/ops/lsq.h\"")
+expect("quant/ops must not include nn/" quant/ops/lsq.cpp "\"nn/core/slot.h\"")
+expect("data must not include autograd/" data/core/loader.cpp "\"autograd/core/variable.h\"")
+expect("tensor/core must not include tensor/engine" tensor/core/copy.cpp "\"tensor/engine/gemm.h\"")
+expect("tensor/hd must not include tensor/core" tensor/hd/math.h "\"tensor/core/error.h\"")
+expect("autograd/ops must not include tests" autograd/ops/pointwise.cpp "\"tests/support/op_case.h\"")
+expect("CUDA source must not include" autograd/ops/softmax.cu "\"autograd/core/node.h\"")
+expect("CUDA headers belong" autograd/ops/softmax.cpp "<cuda_runtime.h>")
+expect("in .cpp files only" train/config/options.h "<boost/program_options.hpp>")
+expect("in no layer" tensor/new_place/x.h "<vector>")
+
+file(REMOVE_RECURSE ${SCRATCH})
+foreach(name a b)
+  file(WRITE ${SCRATCH}/data/image/${name}.cpp "#include <stb/stb_image.h>\n")
+endforeach()
+execute_process(COMMAND ${CMAKE_COMMAND} -DROOT=${SCRATCH} -P ${CMAKE_CURRENT_LIST_DIR}/check_layers.cmake
+                RESULT_VARIABLE result OUTPUT_VARIABLE out ERROR_VARIABLE out)
+if(NOT result OR NOT out MATCHES "more than one file")
+  message(FATAL_ERROR "two users of stb_image.h were accepted:\n${out}")
+endif()
+file(REMOVE_RECURSE ${SCRATCH})
+message("layers_test: every violation was caught")
