@@ -1,7 +1,6 @@
 #include "tensor/io/safetensors.h"
 
 #include <algorithm>
-#include <cmath>
 #include <cstring>
 #include <filesystem>
 #include <nlohmann/json.hpp>
@@ -18,28 +17,14 @@ using nlohmann::json;
 constexpr uint64_t kMaxHeader = 100'000'000;
 constexpr const char* kOp = "safetensors";
 
-struct FileType {
-  const char* name;
-  uint64_t size;
-  DType memory;  ///< type after load(); equal size means the bytes are taken as they are
-};
-constexpr FileType kTypes[] = {
-    {"F64", 8, DType::f64}, {"F32", 4, DType::f32},     {"F16", 2, DType::f16},     {"BF16", 2, DType::bf16},
-    {"I64", 8, DType::i64}, {"I32", 4, DType::i32},     {"I16", 2, DType::i32},     {"I8", 1, DType::i8},
-    {"U8", 1, DType::u8},   {"BOOL", 1, DType::b8},     {"U16", 2, DType::i32},     {"U32", 4, DType::i64},
-    {"U64", 8, DType::i64}, {"F8_E4M3", 1, DType::f32}, {"F8_E5M2", 1, DType::f32},
-};
+/// In the order of RawType.
+constexpr const char* kTypeNames[] = {"F64", "F32",  "F16", "BF16", "I64", "I32",     "I16",    "I8",
+                                      "U8",  "BOOL", "U16", "U32",  "U64", "F8_E4M3", "F8_E5M2"};
 
-const FileType* find_type(const std::string& name) {
-  for (const FileType& t : kTypes)
-    if (name == t.name) return &t;
-  return nullptr;
-}
-
-const char* file_type_name(DType t) {
-  for (const FileType& f : kTypes)
-    if (f.memory == t) return f.name;  // the first entry of each memory type is its exact counterpart
-  return "";
+std::optional<RawType> find_type(const std::string& name) {
+  for (size_t i = 0; i < std::size(kTypeNames); ++i)
+    if (name == kTypeNames[i]) return RawType(i);
+  return std::nullopt;
 }
 
 /// Parses JSON nested at most `max_depth` deep, without duplicate keys: both would let a small file cost much
@@ -73,15 +58,15 @@ StringMap parse_string_map(const json& object, const std::string& file) {
   return r;
 }
 
-/// Two or more non-negative integers of a JSON array.
-std::vector<uint64_t> parse_sizes(const json& entry, const char* key, const std::string& where) {
+/// Non-negative integers of a JSON array.
+std::vector<int64_t> parse_sizes(const json& entry, const char* key, const std::string& where) {
   const auto it = entry.find(key);
   LOWBIT_CHECK(it != entry.end() && it->is_array(), io, kOp, where, ": ", key, " must be a list");
-  std::vector<uint64_t> r;
+  std::vector<int64_t> r;
   for (const json& v : *it) {
     LOWBIT_CHECK(v.is_number_unsigned() && v.get<uint64_t>() < (uint64_t(1) << 62), io, kOp, where, ": ", key,
                  " must hold non-negative integers");
-    r.push_back(v.get<uint64_t>());
+    r.push_back(v.get<int64_t>());
   }
   return r;
 }
@@ -91,64 +76,19 @@ SafetensorsReader::Entry parse_entry(const json& entry, const std::string& where
                ": entry must hold dtype, shape and data_offsets");
   const auto dtype = entry.find("dtype");
   LOWBIT_CHECK(dtype != entry.end() && dtype->is_string(), io, kOp, where, ": dtype must be a string");
-  SafetensorsReader::Entry e;
-  e.dtype = dtype->get<std::string>();
-  const FileType* type = find_type(e.dtype);
-  LOWBIT_CHECK(type, io, kOp, where, ": unknown dtype ", printable(e.dtype));
+  const std::string name = dtype->get<std::string>();
+  const auto type = find_type(name);
+  LOWBIT_CHECK(type, io, kOp, where, ": unknown dtype ", printable(name));
   const auto dims = parse_sizes(entry, "shape", where);
-  LOWBIT_CHECK(dims.size() <= size_t(kMaxDims), io, kOp, where, ": at most ", kMaxDims,
-               " dimensions are supported (got ", dims.size(), ")");
-  uint64_t bytes = type->size;
-  bool fits = true;
-  for (uint64_t d : dims) {
-    e.shape.append(int64_t(d));
-    fits = fits && checked_mul(bytes, d, bytes);
-  }
+  SafetensorsReader::Entry e{*type, {}, 0, 0};
+  e.shape = checked_shape(dims.data(), dims.size(), *type, where, e.bytes);
   const auto offsets = parse_sizes(entry, "data_offsets", where);
   LOWBIT_CHECK(offsets.size() == 2 && offsets[0] <= offsets[1], io, kOp, where,
                ": data_offsets must be [begin, end]");
-  LOWBIT_CHECK(fits && bytes == offsets[1] - offsets[0], io, kOp, where, ": shape ", e.shape.str(), " ",
-               e.dtype, " does not fill its ", offsets[1] - offsets[0], " bytes");
-  e.offset = data_begin + offsets[0];
-  e.bytes = bytes;
+  LOWBIT_CHECK(e.bytes == uint64_t(offsets[1] - offsets[0]), io, kOp, where, ": shape ", e.shape.str(), " ",
+               name, " does not fill its ", offsets[1] - offsets[0], " bytes");
+  e.offset = data_begin + uint64_t(offsets[0]);
   return e;
-}
-
-float f8_to_float(uint8_t b, bool e4m3) {
-  const int mantissa_bits = e4m3 ? 3 : 2, bias = e4m3 ? 7 : 15;
-  const int m = b & ((1 << mantissa_bits) - 1), e = (b & 0x7f) >> mantissa_bits;
-  float v;
-  if (e4m3 && (b & 0x7f) == 0x7f)
-    v = std::nanf("");
-  else if (!e4m3 && e == 31)
-    v = m ? std::nanf("") : INFINITY;
-  else
-    v = std::ldexp(float(m + (e ? 1 << mantissa_bits : 0)), (e ? e : 1) - bias - mantissa_bits);
-  return b & 0x80 ? -v : v;
-}
-
-template <class From, class To>
-void widen(const std::string& raw, To* dst) {
-  for (size_t i = 0; i < raw.size() / sizeof(From); ++i) {
-    From v;
-    std::memcpy(&v, raw.data() + i * sizeof v, sizeof v);
-    dst[i] = To(v);
-  }
-}
-
-void widen_into(const std::string& raw, const std::string& dtype, const std::string& where, Tensor& t) {
-  if (dtype == "I16") return widen<int16_t>(raw, t.data<int32_t>());
-  if (dtype == "U16") return widen<uint16_t>(raw, t.data<int32_t>());
-  if (dtype == "U32") return widen<uint32_t>(raw, t.data<int64_t>());
-  if (dtype == "U64") {
-    int64_t* dst = t.data<int64_t>();
-    widen<uint64_t>(raw, dst);
-    LOWBIT_CHECK(std::all_of(dst, dst + t.numel(), [](int64_t v) { return v >= 0; }), io, kOp, where,
-                 ": U64 value above 2^63-1");
-    return;
-  }
-  float* dst = t.data<float>();
-  for (size_t i = 0; i < raw.size(); ++i) dst[i] = f8_to_float(uint8_t(raw[i]), dtype == "F8_E4M3");
 }
 
 std::string index_text(const std::string& path) {
@@ -217,19 +157,7 @@ Tensor SafetensorsReader::load(const std::string& name) const {
   const auto it = entries_.find(name);
   LOWBIT_CHECK(it != entries_.end(), io, kOp, source_.name(), ": no tensor ", printable(name));
   const Entry& e = it->second;
-  const FileType& type = *find_type(e.dtype);
-  Tensor t = Tensor::empty(e.shape, type.memory);
-  if (e.bytes == 0) return t;
-  if (type.size != dtype_size(type.memory) || e.dtype == "U64") {
-    widen_into(source_.read_string(e.offset, e.bytes), e.dtype,
-               str_cat(source_.name(), ": tensor ", printable(name)), t);
-    return t;
-  }
-  auto* bytes = static_cast<uint8_t*>(t.mutable_view().data);
-  source_.read(e.offset, bytes, e.bytes);
-  if (type.memory == DType::b8)
-    for (uint64_t i = 0; i < e.bytes; ++i) bytes[i] = bytes[i] != 0;
-  return t;
+  return read_raw(e.type, e.shape, source_, e.offset, str_cat(source_.name(), ": tensor ", printable(name)));
 }
 
 TensorFile load_safetensors(ByteSource source) {
@@ -259,7 +187,7 @@ void save_safetensors(const std::string& path, const TensorMap& tensors, const S
   uint64_t offset = 0;
   for (const auto& [name, t] : order) {
     const uint64_t end = offset + t.bytes();
-    root[name] = {{"dtype", file_type_name(t.dtype())},
+    root[name] = {{"dtype", kTypeNames[int(raw_type(t.dtype()))]},
                   {"shape", std::vector<int64_t>(t.shape().begin(), t.shape().end())},
                   {"data_offsets", {offset, end}}};
     offset = end;

@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "tensor/core/tensor.h"
-#include "tensor/io/byte_source.h"
+#include "tensor/io/raw_type.h"
 
 namespace lowbit {
 
@@ -21,12 +21,11 @@ struct TensorFile {
 };
 
 /// Header of a file, checked; tensors are read on demand.
-/// Types without a counterpart here are widened by load(): U16 → i32, U32 and U64 → i64 (a U64 above 2^63-1
-/// is an error), F8_E4M3 and F8_E5M2 → f32. BOOL bytes become 0 or 1.
+/// Types without a counterpart here are widened as raw_type.h says.
 class SafetensorsReader {
  public:
   struct Entry {
-    std::string dtype;  ///< spelling of the file, e.g. "BF16"
+    RawType type;  ///< as stored; load() may widen it
     Shape shape;
     uint64_t offset, bytes;  ///< offset in the file
   };
