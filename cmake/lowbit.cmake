@@ -49,13 +49,23 @@ endif()
 target_link_libraries(lowbit_flags INTERFACE Threads::Threads ${CMAKE_DL_LIBS})
 
 # CUDA is optional; cmake/cuda.cmake describes how the .cu files are compiled.
-include(cmake/cuda.cmake OPTIONAL)
+include(cmake/cuda.cmake)
 
-# lowbit_version.h: number, git description and flags of this build; for the folder train and the program.
+set(_features)
+if(LOWBIT_HAVE_TURBOJPEG)
+  list(APPEND _features turbojpeg)
+endif()
+if(LOWBIT_HAVE_CUDA)
+  list(APPEND _features "cuda ${CUDAToolkit_VERSION}")
+endif()
+list(JOIN _features ", " _features)
+
+# lowbit_version.h: number, git description, flags and optional features of this build; for the folder train and the program.
 string(TOUPPER "${CMAKE_BUILD_TYPE}" _type)
 string(STRIP "${CMAKE_CXX_FLAGS} ${CMAKE_CXX_FLAGS_${_type}}" _build)
 set(_build "${CMAKE_CXX_COMPILER_ID} ${CMAKE_CXX_COMPILER_VERSION}, ${CMAKE_BUILD_TYPE}, ${_build}")
 set(_write_version ${CMAKE_COMMAND} -DSOURCE_DIR=${PROJECT_SOURCE_DIR} -DVERSION=${PROJECT_VERSION} "-DBUILD=${_build}"
+    "-DFEATURES=${_features}"
     -DOUT=${CMAKE_BINARY_DIR}/generated/lowbit_version.h -P ${PROJECT_SOURCE_DIR}/cmake/version.cmake)
 execute_process(COMMAND ${_write_version})
 add_custom_target(lowbit_version_header COMMAND ${_write_version} VERBATIM
@@ -66,7 +76,7 @@ add_custom_target(lowbit_version_header COMMAND ${_write_version} VERBATIM
 # A file name that ends in _avx512.cpp or _avx2.cpp is compiled for that instruction set and chosen at run time.
 function(lowbit_library folder)
   file(GLOB_RECURSE sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/${folder}/*.cpp)
-  list(FILTER sources EXCLUDE REGEX "train/apps/main\\.cpp$")
+  list(FILTER sources EXCLUDE REGEX "train/apps/main\\.cpp$|_cuda\\.cpp$")
   if(NOT sources)
     file(WRITE ${CMAKE_BINARY_DIR}/empty_${folder}.cpp "")
     set(sources ${CMAKE_BINARY_DIR}/empty_${folder}.cpp)
@@ -79,6 +89,9 @@ function(lowbit_library folder)
         "-march=x86-64-v4;-mavx512vnni;-mprefer-vector-width=512")
     endif()
   endforeach()
+  if(LOWBIT_HAVE_CUDA)
+    lowbit_cuda_library(${folder})
+  endif()
   if(folder STREQUAL "train")
     add_dependencies(lowbit_train lowbit_version_header)
     target_include_directories(lowbit_train PUBLIC ${CMAKE_BINARY_DIR}/generated)
@@ -97,6 +110,9 @@ function(lowbit_link target)
   target_link_libraries(${target} PRIVATE lowbit_flags)
   foreach(folder ${ARGN})
     target_link_libraries(${target} PRIVATE lowbit_${folder})
+    if(TARGET lowbit_${folder}_cuda)
+      target_link_libraries(${target} PRIVATE lowbit_${folder}_cuda)
+    endif()
     if(folder STREQUAL "tensor")
       target_link_libraries(${target} PRIVATE ZLIB::ZLIB nlohmann_json::nlohmann_json)
     elseif(folder STREQUAL "data" AND LOWBIT_HAVE_TURBOJPEG)

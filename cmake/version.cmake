@@ -1,5 +1,5 @@
 # Writes OUT (lowbit_version.h) when its content changes. Run at configure time and before every build:
-#   cmake -DSOURCE_DIR=... -DVERSION=... -DBUILD=... -DOUT=... -P version.cmake
+#   cmake -DSOURCE_DIR=... -DVERSION=... -DBUILD=... -DFEATURES=... -DOUT=... -P version.cmake
 # The version number comes from project() alone; the description of the revision from git, where there is one.
 set(describe "")
 find_program(git git)
@@ -12,6 +12,7 @@ set(text "#pragma once
 #define LOWBIT_VERSION \"${VERSION}\"
 #define LOWBIT_GIT_DESCRIBE \"${describe}\"  // empty outside a git checkout
 #define LOWBIT_BUILD \"${BUILD}\"
+#define LOWBIT_FEATURES \"${FEATURES}\"  // optional features compiled in
 ")
 set(old "")
 if(EXISTS ${OUT})

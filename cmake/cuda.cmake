@@ -1,0 +1,60 @@
+# The CUDA backend: every .cu (and *_cuda.cpp) of a folder in an OBJECT library lowbit_<folder>_cuda beside lowbit_<folder>.
+# Its objects register their kernels in the slots when they are loaded; without CUDA the files are not in the build.
+# ENABLE_CUDA: AUTO builds it when a compiler and a device are found, ON asks for a compiler only, OFF leaves it out.
+
+option(LOWBIT_PTXAS_REPORT "print registers and spills of every kernel" OFF)
+set(LOWBIT_HAVE_CUDA OFF)
+if(ENABLE_CUDA STREQUAL "OFF" OR (ENABLE_CUDA STREQUAL "AUTO" AND NOT EXISTS /dev/nvidiactl))
+  return()
+endif()
+if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)
+  set(CMAKE_CUDA_ARCHITECTURES "90-real;90-virtual" CACHE STRING "native is an error on a machine without a GPU")
+endif()
+include(CheckLanguage)
+if(NOT CMAKE_CUDA_COMPILER AND NOT DEFINED ENV{CUDACXX})
+  find_program(CMAKE_CUDA_COMPILER nvcc PATHS /usr/local/cuda/bin)
+endif()
+check_language(CUDA)
+if(NOT CMAKE_CUDA_COMPILER)
+  if(ENABLE_CUDA STREQUAL "ON")
+    message(FATAL_ERROR "ENABLE_CUDA=ON but no CUDA compiler was found (nvcc on PATH, or set CUDACXX)")
+  endif()
+  message(STATUS "no CUDA compiler: the CUDA backend is not built")
+  return()
+endif()
+enable_language(CUDA)
+# CMake 3.25 does not know the C++20 dialect of nvcc and would silently lower it to 17.
+if(NOT DEFINED CMAKE_CUDA20_STANDARD_COMPILE_OPTION)
+  set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION "-std=c++20")
+  set(CMAKE_CUDA20_EXTENSION_COMPILE_OPTION "-std=c++20")
+endif()
+set(CMAKE_CUDA_FLAGS_RELEASE "-O3")       # asserts stay on, as in C++
+set(CMAKE_CUDA_STANDARD 20)
+set(CMAKE_CUDA_STANDARD_REQUIRED ON)
+set(CMAKE_CUDA_EXTENSIONS OFF)
+find_package(CUDAToolkit 12 REQUIRED)
+set(LOWBIT_HAVE_CUDA ON)
+if(LOWBIT_CCACHE)
+  set(CMAKE_CUDA_COMPILER_LAUNCHER ${LOWBIT_CCACHE})
+endif()
+
+# The numerics contract on the device: no contraction, denormals flushed as on the CPU, exact division and square root.
+add_library(lowbit_cuda_flags INTERFACE)
+target_link_libraries(lowbit_cuda_flags INTERFACE lowbit_flags CUDA::cudart_static CUDA::cublas CUDA::cublasLt)
+target_compile_options(lowbit_cuda_flags INTERFACE
+  "$<$<COMPILE_LANGUAGE:CUDA>:--fmad=false;--ftz=true;--prec-div=true;--prec-sqrt=true;-Xcompiler=-Wall,-Wextra,-ffp-contract=off>"
+  "$<$<AND:$<COMPILE_LANGUAGE:CUDA>,$<BOOL:${LOWBIT_WERROR}>>:-Werror=all-warnings;-Xcompiler=-Werror>"
+  "$<$<AND:$<COMPILE_LANGUAGE:CUDA>,$<BOOL:${LOWBIT_PTXAS_REPORT}>>:-Xptxas=-v>")
+
+add_custom_target(lowbit_cuda_objects COMMENT "every CUDA object")
+
+# lowbit_cuda_library(folder): called by lowbit_library.
+function(lowbit_cuda_library folder)
+  file(GLOB_RECURSE sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/${folder}/*.cu
+       ${PROJECT_SOURCE_DIR}/${folder}/*_cuda.cpp)
+  if(sources)
+    add_library(lowbit_${folder}_cuda OBJECT ${sources})
+    target_link_libraries(lowbit_${folder}_cuda PUBLIC lowbit_cuda_flags)
+    add_dependencies(lowbit_cuda_objects lowbit_${folder}_cuda)
+  endif()
+endfunction()
