@@ -1,0 +1,231 @@
+#include "train/config/option_table.h"
+
+#include <algorithm>
+#include <string>
+#include <vector>
+
+namespace lowbit {
+namespace {
+
+using enum OptionGroup;
+using enum OptionKind;
+
+// clang-format off
+constexpr OptionSpec kOptions[] = {
+    // ---- Data
+    {"data", data, text, kRunVerbs, "", "DIR", "folder with one sub-folder of images per class below train/ and val/", {.source = "torchvision ImageFolder", .aliases = "data-dir data-path"}},
+    {"train-split", data, text, kTrain, "train", "NAME", "sub-folder of the training images", {.source = "timm", .rare = true}},
+    {"val-split", data, text, kRunVerbs, "val", "NAME", "sub-folder of the validation images", {.source = "timm", .rare = true}},
+    {"class-index", data, text, kRunVerbs, "", "FILE", "table id<TAB>folder: class ids when only some class folders are present"},
+    {"num-classes", data, integer, kRunVerbs | kBench, "0", "N", "outputs of the model; 0: as many as class folders (or as the weights have)", {.source = "timm", .lo = 0, .hi = 1e6}},
+    {"image-size", data, integer, kRunVerbs | kBench, "0", "pixels", "side of the square input; 0: the model's own", {.source = "timm", .aliases = "img-size input-size", .lo = 0, .hi = 4096}},
+    {"batch-size", data, integer, kRunVerbs | kBench, "128", "images", "images per step and process", {.source = "timm", .aliases = "per-device-train-batch-size", .lo = 1, .hi = 65536, .letter = 'b'}},
+    {"eval-batch-size", data, integer, kTrain, "0", "images", "images per evaluation step; 0: as --batch-size", {.source = "Hugging Face", .aliases = "per-device-eval-batch-size", .lo = 0, .hi = 65536, .rare = true}},
+    {"augment", data, text, kTrain, "crop", "KIND", "training pictures: crop (random resized crop), pad (reflect padding and one random offset), none (as in evaluation)", {.choices = "crop|pad|none"}},
+    {"pad", data, integer, kTrain, "6", "pixels", "padding of --augment pad", {.lo = 0, .hi = 64, .rare = true}},
+    {"scale", data, reals, kTrain, "0.08,1", "LO,HI", "area share of the random crop", {.source = "torchvision RandomResizedCrop", .lo = 0, .hi = 1, .rare = true}},
+    {"ratio", data, reals, kTrain, "0.75,1.3333333333333333", "LO,HI", "width/height of the random crop", {.source = "torchvision RandomResizedCrop", .lo = 0.01, .hi = 100, .rare = true}},
+    {"hflip", data, real, kTrain, "0.5", "share", "probability of a horizontal flip", {.source = "timm", .lo = 0, .hi = 1, .rare = true}},
+    {"train-interpolation", data, text, kTrain, "bicubic", "FILTER", "resampling of training crops", {.source = "timm", .choices = "bilinear|bicubic|random", .rare = true}},
+    {"interpolation", data, text, kRunVerbs, "bicubic", "FILTER", "resampling of evaluation images", {.source = "timm", .choices = "bilinear|bicubic"}},
+    {"crop-pct", data, real, kRunVerbs, "0.875", "share", "evaluation: resize the shorter side to image-size/share, then centre crop; 0: no resize", {.source = "timm", .lo = 0, .hi = 1}},
+    {"mean", data, reals, kRunVerbs, "0.485,0.456,0.406", "R,G,B", "mean subtracted from pixels in [0, 1]", {.source = "ImageNet", .lo = 0, .hi = 1, .rare = true}},
+    {"std", data, reals, kRunVerbs, "0.229,0.224,0.225", "R,G,B", "divisor of pixels after the mean", {.source = "ImageNet", .lo = 1e-6, .hi = 1e6, .rare = true}},
+    {"workers", data, integer, kRunVerbs, "2", "threads", "loader threads; the data do not depend on their number", {.source = "timm", .aliases = "num-workers dataloader-num-workers", .lo = 0, .hi = 256, .letter = 'j'}},
+    {"limit-train", data, integer, kTrain, "0", "images", "use only so many training images, spread over all classes; 0: all", {.aliases = "max-train-samples", .lo = 0}},
+    {"limit-val", data, integer, kRunVerbs, "0", "images", "use only so many validation images, spread over all classes; 0: all", {.aliases = "max-eval-samples", .lo = 0}},
+    {"synthetic", data, flag, kRunVerbs, "off", "", "deterministic fake images instead of --data"},
+    // ---- Model
+    {"model", model, text, kRunVerbs | kBench, "deit_tiny_patch16_224", "NAME", "architecture; 'help models' lists them", {.source = "timm", .aliases = "model-type model-name arch", .letter = 'm'}},
+    {"weights", model, text, kRunVerbs | kBench, "", "FILE", "start from these weights (.safetensors, .pth, .pt, .bin)", {.aliases = "finetune initial-checkpoint"}},
+    {"allow-partial", model, flag, kRunVerbs, "off", "", "accept weights with missing, unexpected or mismatched names"},
+    {"patch-size", model, integer, kRunVerbs | kBench, "0", "pixels", "side of a patch; 0: the model's own", {.lo = 0, .hi = 512, .rare = true}},
+    {"embed-dim", model, integer, kRunVerbs | kBench, "0", "channels", "width; 0: the model's own", {.lo = 0, .hi = 65536, .rare = true}},
+    {"depth", model, integer, kRunVerbs | kBench, "0", "blocks", "number of blocks; 0: the model's own", {.lo = 0, .hi = 1024, .rare = true}},
+    {"heads", model, integer, kRunVerbs | kBench, "0", "N", "attention heads; 0: the model's own", {.lo = 0, .hi = 1024, .rare = true}},
+    {"mlp-ratio", model, real, kRunVerbs | kBench, "0", "ratio", "width of the MLP over the width of the model; 0: the model's own", {.lo = 0, .hi = 64, .rare = true}},
+    {"drop", model, real, kTrain, "0", "share", "dropout", {.source = "timm", .lo = 0, .hi = 0.99, .rare = true}},
+    {"drop-path", model, real, kTrain, "0", "share", "stochastic depth of the last block, linear from 0", {.source = "Huang et al. 2016; DeiT uses 0.1", .lo = 0, .hi = 0.99}},
+    // ---- Quantization
+    {"wbits", quantization, integer, kRunVerbs | kBench, "32", "bits", "bits of weights; 32: float", {.aliases = "weight-bits wq-bitw", .lo = 2, .hi = 8, .also = 32, .also_means = "float"}},
+    {"abits", quantization, integer, kRunVerbs | kBench, "32", "bits", "bits of activations; 32: float", {.aliases = "act-bits aq-bitw", .lo = 2, .hi = 8, .also = 32, .also_means = "float"}},
+    {"edge-bits", quantization, integer, kRunVerbs | kBench, "8", "bits", "bits of the patch embedding and of the head; 32: float", {.source = "usual in the literature", .lo = 2, .hi = 8, .also = 32, .also_means = "float"}},
+    {"quantizer", quantization, text, kRunVerbs | kBench, "vvtq", "METHOD", "vvtq (LSQ, head-room as published), lsq, lsq+ (with offset), minmax (no training of scales)", {.source = "Esser et al. 2020; Bhalgat et al. 2020", .choices = "vvtq|lsq|lsq+|minmax"}},
+    {"use-offset", quantization, flag, kRunVerbs | kBench, "off", "", "learned offset of activations", {.source = "VVTQ", .rare = true}},
+    {"fixed-scale", quantization, flag, kTrain, "off", "", "do not train scales and offsets", {.source = "VVTQ", .rare = true}},
+    {"calibration-images", quantization, integer, kRunVerbs | kBench, "128", "images", "training images from which the first scales are taken", {.lo = 1, .hi = 1e6}},
+    {"integer-products", quantization, flag, kRunVerbs | kBench, "on", "", "products of quantized operands on integers; off: the float path, the oracle of the tests", {.rare = true}},
+    {"recompute", quantization, flag, kTrain | kBench, "off", "", "keep less for the backward and recompute it bit for bit: less memory, more time"},
+    // ---- Optimisation
+    {"epochs", optimisation, integer, kTrain, "100", "epochs", "passes over the training images", {.source = "timm", .aliases = "num-train-epochs", .lo = 0, .hi = 1e6}},
+    {"opt", optimisation, text, kTrain, "adamw", "NAME", "optimizer; sgd has Nesterov momentum, momentum has plain momentum, adam adds the decay to the gradient", {.source = "timm", .choices = "adamw|adam|sgd|momentum", .aliases = "optim optimizer"}},
+    {"lr", optimisation, real, kTrain, "5e-4", "rate", "learning rate", {.source = "DeiT at batch 512", .aliases = "learning-rate", .lo = 0, .hi = 1e3}},
+    {"weight-decay", optimisation, real, kTrain, "0.05", "rate", "weight decay of matrices (not of biases, norms, tokens, scales)", {.source = "DeiT", .aliases = "wd", .lo = 0, .hi = 1e3}},
+    {"opt-betas", optimisation, reals, kTrain, "0.9,0.999", "B1,B2", "decay rates of Adam's moments", {.source = "Kingma & Ba 2015", .lo = 0, .hi = 0.999999999, .rare = true}},
+    {"opt-eps", optimisation, real, kTrain, "1e-8", "", "epsilon of Adam, added after the root", {.source = "Kingma & Ba 2015", .aliases = "adam-epsilon", .lo = 0, .hi = 1, .rare = true}},
+    {"momentum", optimisation, real, kTrain, "0.9", "", "momentum of sgd and momentum", {.source = "timm", .lo = 0, .hi = 0.999999, .rare = true}},
+    {"clip-grad", optimisation, real, kTrain, "0", "", "gradient clipping threshold; 0: off", {.source = "timm", .aliases = "max-grad-norm", .lo = 0, .hi = 1e9}},
+    {"clip-mode", optimisation, text, kTrain, "norm", "MODE", "norm (all gradients together), value, agc (per output unit, relative to its weights)", {.source = "timm", .choices = "norm|value|agc", .rare = true}},
+    {"accumulate", optimisation, integer, kTrain, "1", "steps", "batches whose gradients are averaged into one update", {.aliases = "gradient-accumulation-steps", .lo = 1, .hi = 65536}},
+    {"sched", optimisation, text, kTrain, "cosine", "KIND", "learning-rate schedule", {.source = "timm", .choices = "cosine|step|multistep|poly|tanh|plateau|constant", .aliases = "lr-scheduler-type scheduler"}},
+    {"sched-per-step", optimisation, flag, kTrain, "off", "", "change the rate every step instead of every epoch", {.rare = true}},
+    {"warmup-epochs", optimisation, integer, kTrain, "5", "epochs", "linear warm-up", {.source = "timm", .lo = 0, .hi = 1e6}},
+    {"warmup-lr", optimisation, real, kTrain, "1e-6", "rate", "rate at the start of the warm-up", {.source = "timm", .lo = 0, .hi = 1e3}},
+    {"warmup-mode", optimisation, text, kTrain, "replace", "MODE", "replace (ramp up to the curve's start) or scale (the curve times (t+1)/warm-up)", {.source = "timm replaces", .choices = "replace|scale", .rare = true}},
+    {"min-lr", optimisation, real, kTrain, "1e-5", "rate", "lowest rate", {.source = "timm", .lo = 0, .hi = 1e3}},
+    {"decay-epochs", optimisation, real, kTrain, "30", "epochs", "interval of --sched step", {.source = "timm", .lo = 1e-6, .hi = 1e6, .rare = true}},
+    {"milestones", optimisation, reals, kTrain, "", "E,E,...", "epochs at which --sched multistep decays", {.source = "timm", .lo = 0, .hi = 1e6, .rare = true}},
+    {"decay-rate", optimisation, real, kTrain, "0.1", "factor", "factor of step, multistep and plateau; exponent of poly", {.source = "timm", .aliases = "dr", .lo = 0, .hi = 1e3, .rare = true}},
+    {"patience-epochs", optimisation, integer, kTrain, "10", "epochs", "epochs without improvement before --sched plateau decays", {.source = "timm", .lo = 0, .hi = 1e6, .rare = true}},
+    {"cooldown-epochs", optimisation, integer, kTrain, "0", "epochs", "epochs at the lowest rate after the curve", {.source = "timm uses 10", .lo = 0, .hi = 1e6, .rare = true}},
+    {"lr-cycle-mul", optimisation, real, kTrain, "1", "factor", "length of a cycle over that of the one before", {.source = "timm", .lo = 1, .hi = 100, .rare = true}},
+    {"lr-cycle-limit", optimisation, integer, kTrain, "1", "cycles", "number of cycles", {.source = "timm", .lo = 1, .hi = 1000, .rare = true}},
+    {"lr-noise", optimisation, reals, kTrain, "", "A[,B]", "from share A to share B of the run every rate is multiplied by 1 + noise", {.source = "timm", .lo = 0, .hi = 1, .rare = true}},
+    {"lr-noise-pct", optimisation, real, kTrain, "0.67", "share", "bound of the noise", {.source = "timm", .lo = 1e-3, .hi = 10, .rare = true}},
+    {"smoothing", optimisation, real, kTrain, "0.1", "share", "label smoothing", {.source = "Szegedy et al. 2016", .aliases = "label-smoothing label-smoothing-factor", .lo = 0, .hi = 0.999}},
+    {"model-ema", optimisation, flag, kTrain, "off", "", "keep a running average of the weights and evaluate it too", {.source = "timm"}},
+    {"model-ema-decay", optimisation, real, kTrain, "0.9998", "", "decay of the running average per step", {.source = "timm", .lo = 0, .hi = 1, .rare = true}},
+    {"max-steps", optimisation, integer, kTrain, "0", "steps", "stop after so many updates; 0: no limit", {.source = "Hugging Face", .lo = 0}},
+    {"seed", optimisation, integer, kRunVerbs | kBench, "0", "N", "fixes everything random", {.lo = 0, .hi = 9e15}},
+    // ---- Distillation
+    {"teacher", distillation, text, kTrain, "", "NAME", "architecture of the teacher; empty: no distillation"},
+    {"teacher-weights", distillation, text, kTrain, "", "FILE", "weights of the teacher", {.aliases = "teacher-path"}},
+    {"distill", distillation, text, kTrain, "soft", "KIND", "soft (KL divergence) or hard (the teacher's arg-max as label)", {.source = "DeiT", .choices = "soft|hard", .aliases = "distillation-type"}},
+    {"distill-alpha", distillation, real, kTrain, "0.5", "share", "weight of the teacher's term", {.source = "DeiT", .aliases = "distillation-alpha", .lo = 0, .hi = 1}},
+    {"distill-temperature", distillation, real, kTrain, "1", "", "softmax temperature of both sides", {.source = "DeiT", .aliases = "distillation-tau", .lo = 1e-3, .hi = 1e3, .rare = true}},
+    // ---- Distributed
+    {"device", distributed, text, kRunVerbs | kBench, "cpu", "NAME", "cpu, cuda or cuda:N"},
+    {"threads", distributed, integer, kAllVerbs, "0", "threads", "compute threads; 0: the affinity mask. No result depends on it", {.lo = 0, .hi = 1024}},
+    {"deterministic", distributed, flag, kRunVerbs, "on", "", "the same bits in every run; off allows faster kernels where there are any", {.rare = true}},
+    // ---- Output
+    {"output", output, text, kRunVerbs, "runs", "DIR", "parent of the run folders", {.source = "timm", .aliases = "output-dir", .letter = 'o'}},
+    {"run", output, text, kRunVerbs, "", "NAME", "name of the run folder; empty: time and model", {.aliases = "experiment run-name"}},
+    {"resume", output, text, kTrain, "auto", "WHAT", "auto (continue when the run folder holds a checkpoint), none, or a FILE"},
+    {"log-every", output, integer, kRunVerbs, "50", "steps", "steps between full log lines", {.source = "timm", .aliases = "log-interval logging-steps print-freq", .lo = 1}},
+    {"checkpoint-every", output, integer, kTrain, "0", "steps", "steps between checkpoints; 0: only after every epoch", {.aliases = "save-steps", .lo = 0}},
+    {"keep", output, integer, kTrain, "1", "files", "how many checkpoint-<epoch> files to keep", {.source = "timm --checkpoint-hist", .aliases = "checkpoint-hist save-total-limit", .lo = 0, .hi = 1e6}},
+    {"tensorboard", output, flag, kTrain, "on", "", "write TensorBoard events"},
+    {"json", output, flag, kEval | kInspect | kDiff | kBench, "off", "", "print the result as JSON", {.transient = true}},
+    {"dtype", output, text, kConvert, "keep", "TYPE", "type of the written floating tensors", {.choices = "keep|f32|f16|bf16"}},
+    {"quiet", output, flag, kAllVerbs, "off", "", "only warnings, errors and results", {.transient = true}},
+    {"verbose", output, flag, kAllVerbs, "off", "", "more of everything", {.letter = 'v', .transient = true}},
+    {"rtol", output, real, kDiff, "0", "", "relative difference that counts as equal", {.lo = 0}},
+    {"atol", output, real, kDiff, "0", "", "absolute difference that counts as equal", {.lo = 0}},
+    {"filter", output, text, kInspect | kDiff | kBench, "", "TEXT", "only names that contain this text"},
+    {"seconds", output, real, kBench, "0.5", "s", "measuring time of each figure", {.lo = 0.01, .hi = 3600}},
+    // ---- Debug
+    {"config", debug, text, kAllVerbs, "", "FILE", "options from an INI file, or JSON when the name ends in .json (args.json of a run works)", {.letter = 'c', .transient = true}},
+    {"set", debug, text, kAllVerbs, "", "KEY=VALUE", "one option in the syntax of the config file; repeatable", {.transient = true}},
+    {"print-config", debug, flag, kAllVerbs, "off", "", "print an INI file that repeats this run, and stop", {.transient = true}},
+    {"dry-run", debug, flag, kTrain, "off", "", "print model, parameters, operations, bit map, memory and estimated time, and stop", {.transient = true}},
+    {"eval-only", debug, flag, kTrain, "off", "", "evaluate once, and stop", {.transient = true}},
+    {"time-limit", debug, seconds, kTrain, "", "H:M:S", "checkpoint and exit with code 75 before this much time has passed; default: the end of the Slurm job", {.transient = true}},
+    {"check-finite", debug, flag, kRunVerbs, "off", "", "check every operation's output and name the first that is not finite", {.rare = true, .transient = true}},
+    {"report-memory", debug, flag, kTrain | kBench, "off", "", "print the activation memory kept by every operation", {.rare = true, .transient = true}},
+    {"help", debug, flag, kAllVerbs, "off", "", "this text", {.letter = 'h', .transient = true}},
+    {"help-all", debug, flag, kAllVerbs, "off", "", "the same with rarely used options", {.transient = true}},
+};
+
+constexpr VerbSpec kVerbs[] = {
+    {"train", kTrain, "train or fine-tune a model", "", 0, 0},
+    {"eval", kEval, "evaluate a model on the validation images", "", 0, 0},
+    {"inspect", kInspect, "list tensors, quantizers and metadata of a weight file or run folder", "FILE", 1, 1},
+    {"diff", kDiff, "compare two weight files", "A B", 2, 2},
+    {"convert", kConvert, "convert a weight file (.safetensors, .pth, .pt, .bin) to .safetensors", "IN OUT", 2, 2},
+    {"bench", kBench, "measure operations, training steps and the loader on this machine", "[WHAT]", 0, 1},
+};
+// clang-format on
+
+/// Calls f(word) for each word of a space-separated list.
+template <class F>
+void for_each_word(std::string_view list, F&& f) {
+  while (!list.empty()) {
+    const size_t end = std::min(list.find(' '), list.size());
+    if (end) f(list.substr(0, end));
+    list.remove_prefix(std::min(end + 1, list.size()));
+  }
+}
+
+std::string dashed(std::string_view name) {
+  std::string s(name);
+  std::replace(s.begin(), s.end(), '_', '-');
+  return s;
+}
+
+int edit_distance(std::string_view a, std::string_view b) {
+  std::vector<int> row(b.size() + 1);
+  for (size_t j = 0; j <= b.size(); ++j) row[j] = int(j);
+  for (size_t i = 1; i <= a.size(); ++i) {
+    int diagonal = row[0];
+    row[0] = int(i);
+    for (size_t j = 1; j <= b.size(); ++j) {
+      const int replace = diagonal + (a[i - 1] != b[j - 1]);
+      diagonal = row[j];
+      row[j] = std::min({replace, row[j] + 1, row[j - 1] + 1});
+    }
+  }
+  return row[b.size()];
+}
+
+/// Distance that ranks a forgotten ending ("epo") before any typing error.
+int name_distance(std::string_view typed, std::string_view known) {
+  if (typed.size() >= 2 && known.starts_with(typed)) return 0;
+  return edit_distance(typed, known);
+}
+int tolerated(std::string_view typed) { return std::max<int>(1, int(typed.size()) / 3); }
+
+}  // namespace
+
+const char* group_title(OptionGroup g) {
+  constexpr const char* titles[kOptionGroups] = {
+      "Data", "Model", "Quantization", "Optimisation", "Distillation", "Distributed", "Output", "Debug"};
+  return titles[size_t(g)];
+}
+
+std::span<const OptionSpec> option_table() { return kOptions; }
+std::span<const VerbSpec> verb_table() { return kVerbs; }
+
+const OptionSpec* find_option(std::string_view name, unsigned verbs) {
+  const std::string wanted = dashed(name);
+  for (const OptionSpec& o : kOptions) {
+    if (!(o.verbs & verbs)) continue;
+    bool hit = wanted == o.name;
+    for_each_word(o.aliases, [&](std::string_view a) { hit = hit || a == wanted; });
+    if (hit) return &o;
+  }
+  return nullptr;
+}
+
+const VerbSpec* find_verb(std::string_view name) {
+  for (const VerbSpec& v : kVerbs)
+    if (name == v.name) return &v;
+  return nullptr;
+}
+
+std::string_view nearest_option(std::string_view name, unsigned verbs) {
+  const std::string typed = dashed(name);
+  std::string_view best;
+  int least = tolerated(typed) + 1;
+  const auto consider = [&](std::string_view known) {
+    const int d = name_distance(typed, known);
+    if (d < least) least = d, best = known;
+  };
+  for (const OptionSpec& o : kOptions) {
+    if (!(o.verbs & verbs)) continue;
+    consider(o.name);
+    for_each_word(o.aliases, consider);
+  }
+  return best;
+}
+
+std::string_view nearest_verb(std::string_view name) {
+  std::string_view best;
+  int least = tolerated(name) + 1;
+  for (const VerbSpec& v : kVerbs) {
+    const int d = name_distance(name, v.name);
+    if (d < least) least = d, best = v.name;
+  }
+  return best;
+}
+
+}  // namespace lowbit
