@@ -1,0 +1,221 @@
+#include "autograd/ops/shape.h"
+
+#include "autograd/core/node.h"
+
+namespace lowbit {
+namespace {
+
+/// A move is a map of tensors; the node keeps only the inverse map.
+struct MoveNode final : Node {
+  const char* op;
+  std::function<Tensor(const Tensor&)> inverse;  // gradient of the output → gradient of the input
+  const char* name() const override { return op; }
+  void backward(const Tensor& gy, GradSink& gx) override { gx.add(0, inverse(gy)); }
+  void release() override { inverse = nullptr; }
+  std::vector<Tensor> saved() const override { return {}; }
+};
+
+/// Offsets per channel would have to move too; only codes with one scale and one offset travel.
+bool travels(const Coded* c) {
+  return c && c->per_tensor() && (!c->offset.defined() || c->offset.numel() == 1);
+}
+
+template <class Forward>
+Variable move(const char* op, const Variable& x, Forward forward,
+              std::function<Tensor(const Tensor&)> inverse) {
+  std::shared_ptr<MoveNode> node;
+  if (needs_grad({x})) {
+    node = std::make_shared<MoveNode>();
+    node->op = op;
+    node->inverse = std::move(inverse);
+  }
+  if (const Coded* c = x.coded(); travels(c)) {
+    Coded y = *c;
+    y.codes = forward(c->codes);
+    return record(std::move(y), std::move(node), {x});
+  }
+  return record(forward(x.data()), std::move(node), {x});
+}
+
+Tensor reshaped(const Tensor& t, const Shape& s) {
+  return t.contiguous() ? t.reshape(s) : t.packed().reshape(s);
+}
+
+struct ConcatNode final : Node {
+  int dim = 0;
+  std::vector<int64_t> extents;
+  const char* name() const override { return "concat"; }
+  void backward(const Tensor& gy, GradSink& gx) override {
+    int64_t at = 0;
+    for (size_t i = 0; i < extents.size(); ++i) {
+      if (gx.wants(int(i))) gx.add(int(i), gy.slice(dim, at, at + extents[i]).clone());
+      at += extents[i];
+    }
+  }
+  void release() override {}
+  std::vector<Tensor> saved() const override { return {}; }
+};
+
+int normal_dim(const char* op, const Variable& x, int dim) {
+  const int d = dim < 0 ? dim + x.ndim() : dim;
+  LOWBIT_CHECK(d >= 0 && d < x.ndim(), shape, op, "dim must lie inside the shape (got dim=", dim,
+               ", x=", x.str(), ")");
+  return d;
+}
+
+/// [B, C, H, W] seen as [B, H/P, W/P, C, P, P]
+Tensor patch_view(const Tensor& x, int64_t p) {
+  const int64_t b = x.size(0), c = x.size(1), h = x.size(2) / p, w = x.size(3) / p;
+  return x.reshape({b, c, h, p, w, p}).permute({0, 2, 4, 1, 3, 5});
+}
+
+}  // namespace
+
+Variable reshape(const Variable& x, std::vector<int64_t> dims) {
+  int64_t known = 1, open = -1;
+  for (size_t i = 0; i < dims.size(); ++i) {
+    if (dims[i] == -1 && open < 0)
+      open = int64_t(i);
+    else
+      known *= dims[i];
+  }
+  const int64_t n = x.numel();
+  if (open >= 0 && known > 0 && n % known == 0) dims[size_t(open)] = n / known, known = n;
+  LOWBIT_CHECK(known == n && (open < 0 || dims[size_t(open)] >= 0), shape, "reshape",
+               "number of elements must stay (got x=", x.str(), ")");
+  const Shape to{std::span<const int64_t>(dims)}, from = x.shape();
+  return move(
+      "reshape", x, [&](const Tensor& t) { return reshaped(t, to); },
+      [from](const Tensor& g) { return reshaped(g, from); });
+}
+
+Variable permute(const Variable& x, std::initializer_list<int> dims) {
+  std::vector<int> inverse(dims.size());
+  int i = 0;
+  for (int d : dims) {
+    d = normal_dim("permute", x, d);
+    inverse[size_t(d)] = i++;
+  }
+  LOWBIT_CHECK(int(dims.size()) == x.ndim(), shape, "permute",
+               "one entry per dimension is needed (got x=", x.str(), ")");
+  return move(
+      "permute", x, [&](const Tensor& t) { return t.permute(dims); },
+      [inverse](const Tensor& g) {
+        // A permutation of up to kMaxDims dimensions, undone by transpositions of the view.
+        Tensor t = g;
+        std::vector<int> at(inverse.size());
+        for (size_t d = 0; d < inverse.size(); ++d) at[size_t(inverse[d])] = int(d);
+        for (size_t d = 0; d < at.size(); ++d)
+          while (at[d] != int(d)) {
+            const int e = at[d];
+            t = t.transpose(int(d), e);
+            std::swap(at[d], at[size_t(e)]);
+          }
+        return t.packed();
+      });
+}
+
+Variable transpose(const Variable& x, int a, int b) {
+  a = normal_dim("transpose", x, a), b = normal_dim("transpose", x, b);
+  return move(
+      "transpose", x, [&](const Tensor& t) { return t.transpose(a, b); },
+      [a, b](const Tensor& g) { return g.transpose(a, b).packed(); });
+}
+
+namespace {
+/// The window of a scale or offset that belongs to a window of the codes.
+Coded sliced(const Coded& c, int d, int64_t begin, int64_t end) {
+  Coded y = c;
+  const int from_end = d - c.codes.ndim();
+  y.codes = c.codes.slice(d, begin, end);
+  if (!c.per_tensor() && c.scale_axis == from_end) y.scale = c.scale.slice(0, begin, end);
+  if (c.offset.defined() && c.offset.numel() > 1 && from_end == -1) y.offset = c.offset.slice(0, begin, end);
+  return y;
+}
+}  // namespace
+
+Variable slice(const Variable& x, int dim, int64_t begin, int64_t end) {
+  const int d = normal_dim("slice", x, dim);
+  LOWBIT_CHECK(0 <= begin && begin <= end && end <= x.size(d), shape, "slice",
+               "range must lie inside the dimension (got [", begin, ", ", end, ") of dimension ", dim,
+               " of x=", x.str(), ")");
+  const Shape from = x.shape();
+  const auto inverse = [=](const Tensor& g) {
+    Tensor dx = Tensor::zeros(from, g.dtype(), g.device());
+    Tensor window = dx.slice(d, begin, end);
+    window.copy_from(g);
+    return dx;
+  };
+  if (const Coded* c = x.coded()) {
+    auto node = std::make_shared<MoveNode>();
+    node->op = "slice";
+    node->inverse = inverse;
+    return record(sliced(*c, d, begin, end), std::move(node), {x});
+  }
+  return move(
+      "slice", x, [&](const Tensor& t) { return t.slice(d, begin, end); }, inverse);
+}
+
+Variable select(const Variable& x, int dim, int64_t index) {
+  const int d = normal_dim("select", x, dim);
+  LOWBIT_CHECK(0 <= index && index < x.size(d), shape, "select", "index must lie inside the dimension (got ",
+               index, " of dimension ", dim, " of x=", x.str(), ")");
+  const Shape from = x.shape();
+  return move(
+      "select", x, [&](const Tensor& t) { return t.select(d, index); },
+      [=](const Tensor& g) {
+        Tensor dx = Tensor::zeros(from, g.dtype(), g.device());
+        Tensor window = dx.select(d, index);
+        window.copy_from(g);
+        return dx;
+      });
+}
+
+Variable concat(std::span<const Variable> parts, int dim) {
+  LOWBIT_CHECK(!parts.empty(), value, "concat", "at least one part is needed");
+  const int d = normal_dim("concat", parts[0], dim);
+  Shape shape = parts[0].shape();
+  std::vector<int64_t> extents;
+  int64_t total = 0;
+  for (const Variable& p : parts) {
+    bool fits = p.ndim() == shape.ndim() && p.dtype() == parts[0].dtype();
+    for (int i = 0; fits && i < shape.ndim(); ++i) fits = i == d || p.size(i) == shape[i];
+    LOWBIT_CHECK(fits, shape, "concat", "parts must agree except along dim ", dim, " (got ", parts[0].str(),
+                 " and ", p.str(), ")");
+    extents.push_back(p.size(d));
+    total += p.size(d);
+  }
+  shape.set(d, total);
+  Tensor y = Tensor::empty(shape, parts[0].dtype(), parts[0].device());
+  int64_t at = 0;
+  for (const Variable& p : parts) {
+    Tensor window = y.slice(d, at, at + p.size(d));
+    window.copy_from(p.data());
+    at += p.size(d);
+  }
+  std::shared_ptr<ConcatNode> node;
+  if (needs_grad(parts)) {
+    node = std::make_shared<ConcatNode>();
+    node->dim = d;
+    node->extents = std::move(extents);
+  }
+  return record(std::move(y), std::move(node), parts);
+}
+
+Variable patches(const Variable& x, int64_t patch) {
+  LOWBIT_CHECK(x.ndim() == 4 && patch > 0 && x.size(2) % patch == 0 && x.size(3) % patch == 0, shape,
+               "patches", "x must be [B, C, H, W] with H and W multiples of ", patch, " (got x=", x.str(),
+               ")");
+  const Shape from = x.shape();
+  const Shape to{from[0], (from[2] / patch) * (from[3] / patch), from[1] * patch * patch};
+  return move(
+      "patches", x, [&](const Tensor& t) { return patch_view(t.packed(), patch).packed().reshape(to); },
+      [=](const Tensor& g) {
+        Tensor dx = Tensor::empty(from, g.dtype(), g.device());
+        Tensor window = patch_view(dx, patch);
+        window.copy_from(g.reshape(window.shape()));
+        return dx;
+      });
+}
+
+}  // namespace lowbit
