@@ -80,6 +80,14 @@ struct OpCase {
 /// Registers the derived tests of every case and adds the cases to the table that op_bench runs.
 bool register_op_cases(const char* suite, std::vector<OpCase> cases);
 
+/// One derived check. op_case_test.cpp proves of each that it fails for a planted defect.
+struct Property {
+  const char* name;
+  bool (*applies)(const OpCase&);
+  void (*check)(const OpCase&);
+};
+std::span<const Property> op_properties();
+
 struct RegisteredCase {
   std::string suite;
   OpCase op;

@@ -15,6 +15,9 @@
 #include "tests/support/op_case.h"
 
 namespace lowbit::test {
+
+void add_to_table(const char* suite, OpCase c);  // op_case.cpp
+
 namespace {
 
 /// Restores everything a property may change.
@@ -289,39 +292,56 @@ void misuse(const Misuse& m) {
   }
 }
 
-class PropertyTest final : public testing::Test {
- public:
-  explicit PropertyTest(std::function<void()> body) : body_(std::move(body)) {}
-  void TestBody() override { body_(); }
+void misuses(const OpCase& c) {
+  for (const Misuse& m : c.misuse) misuse(m);
+}
 
- private:
-  std::function<void()> body_;
+bool always(const OpCase&) { return true; }
+template <Gradient G>
+bool has_gradient(const OpCase& c) {
+  return c.gradient == G;
+}
+
+const Property kProperties[] = {
+    {"GradientMatchesFiniteDifference", has_gradient<Gradient::numeric>, gradient},
+    {"GradientMatchesFrozenRounding", has_gradient<Gradient::frozen_rounding>, gradient},
+    {"GradientIsIdentity", has_gradient<Gradient::identity>, gradient_is_identity},
+    {"CudaEqualsCpu", always, parity},
+    {"RepeatsOnPoisonedMemory", always, repeat},
+    {"ThreadCountDoesNotMatter", always, threads_do_not_matter},
+    {"LayoutDoesNotMatter", always, layout},
+    {"StaysInsideItsBuffers", always, bounds},
+    {"PartialGradientsAgree", always, partial_gradients},
+    {"IsNotTrivial", always, not_trivial},
+    {"HandlesSizes", [](const OpCase& c) { return bool(c.sizes); }, sizes},
+    {"RejectsMisuse", [](const OpCase& c) { return !c.misuse.empty(); }, misuses},
 };
 
-void add(const char* suite, const std::string& name, std::function<void()> body) {
-  // The factory's type is testing::Test, so that a TEST() may use the same suite name.
-  testing::RegisterTest(suite, name.c_str(), nullptr, nullptr, __FILE__, __LINE__,
-                        [body]() -> testing::Test* { return new PropertyTest(body); });
-}
+class PropertyTest final : public testing::Test {
+ public:
+  PropertyTest(void (*check)(const OpCase&), OpCase op) : check_(check), op_(std::move(op)) {}
+  void TestBody() override { check_(op_); }
+
+ private:
+  void (*check_)(const OpCase&);
+  OpCase op_;
+};
 
 }  // namespace
 
-void register_properties(const char* suite, const OpCase& c) {
-  const auto property = [&](const char* name, void (*f)(const OpCase&)) {
-    add(suite, std::string(name) + "/" + c.name, [f, c] { f(c); });
-  };
-  if (c.gradient == Gradient::numeric) property("GradientMatchesFiniteDifference", gradient);
-  if (c.gradient == Gradient::frozen_rounding) property("GradientMatchesFrozenRounding", gradient);
-  if (c.gradient == Gradient::identity) property("GradientIsIdentity", gradient_is_identity);
-  property("CudaEqualsCpu", parity);
-  property("RepeatsOnPoisonedMemory", repeat);
-  property("ThreadCountDoesNotMatter", threads_do_not_matter);
-  property("LayoutDoesNotMatter", layout);
-  property("StaysInsideItsBuffers", bounds);
-  property("PartialGradientsAgree", partial_gradients);
-  property("IsNotTrivial", not_trivial);
-  if (c.sizes) property("HandlesSizes", sizes);
-  for (const Misuse& m : c.misuse) add(suite, "RejectsMisuse/" + c.name + "/" + m.name, [m] { misuse(m); });
+std::span<const Property> op_properties() { return kProperties; }
+
+bool register_op_cases(const char* suite, std::vector<OpCase> cases) {
+  for (OpCase& c : cases) {
+    for (const Property& p : kProperties) {
+      if (!p.applies(c)) continue;
+      // The factory's type is testing::Test, so that a TEST() may use the same suite name.
+      testing::RegisterTest(suite, str_cat(p.name, "/", c.name).c_str(), nullptr, nullptr, __FILE__, __LINE__,
+                            [check = p.check, c]() -> testing::Test* { return new PropertyTest(check, c); });
+    }
+    add_to_table(suite, std::move(c));
+  }
+  return true;
 }
 
 }  // namespace lowbit::test
