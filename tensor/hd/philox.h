@@ -13,6 +13,7 @@
 
 #include "tensor/hd/half.h"
 #include "tensor/hd/macros.h"
+#include "tensor/hd/math.h"
 
 namespace lowbit {
 
@@ -65,6 +66,19 @@ LOWBIT_HD float philox_uniform_open(const RngKey& k, uint64_t i) {
 }
 LOWBIT_HD uint32_t philox_below(const RngKey& k, uint64_t i, uint64_t n) {
   return below_from_bits(philox_u32(k, i), n);
+}
+
+/// Standard normal by Box–Muller: elements 2j and 2j+1 are the cosine and the sine part of the same pair of
+/// words.
+LOWBIT_HD float normal_from_bits(uint32_t even, uint32_t odd, bool second) {
+  const float r = math::sqrt(-2.0f * math::log(uniform_open_from_bits(even)));
+  float sine, cosine;
+  math::sincos_2pi(uniform_from_bits(odd), sine, cosine);
+  return r * (second ? sine : cosine);
+}
+LOWBIT_HD float philox_normal(const RngKey& k, uint64_t i) {
+  const PhiloxBlock b = philox_block(k, i / 4);
+  return (i & 2) ? normal_from_bits(b.w2, b.w3, i & 1) : normal_from_bits(b.w0, b.w1, i & 1);
 }
 
 }  // namespace lowbit

@@ -72,5 +72,28 @@ TEST(Philox, UniformAndIntegersAreEvenlySpread) {
   for (int c : count) EXPECT_NEAR(c, n / 10, 5 * std::sqrt(n * 0.09));
 }
 
+TEST(Philox, NormalHasTheMomentsAndTailsOfANormal) {
+  const RngKey k{3, 9, 0, nullptr};
+  const int n = 200000;
+  double m1 = 0, m2 = 0, m3 = 0, m4 = 0, product = 0, before = 0;
+  int beyond_two = 0;
+  for (int i = 0; i < n; ++i) {
+    const double x = philox_normal(k, uint64_t(i));
+    ASSERT_TRUE(std::isfinite(x));
+    m1 += x, m2 += x * x, m3 += x * x * x, m4 += x * x * x * x, product += x * before;
+    before = x;
+    beyond_two += std::fabs(x) > 2;
+  }
+  const double e = 5 / std::sqrt(n);  // five standard errors of a unit variance
+  EXPECT_NEAR(m1 / n, 0, e);
+  EXPECT_NEAR(m2 / n, 1, e * std::sqrt(2.0));
+  EXPECT_NEAR(m3 / n, 0, e * std::sqrt(15.0));
+  EXPECT_NEAR(m4 / n, 3, e * std::sqrt(96.0));
+  EXPECT_NEAR(product / n, 0, e);
+  EXPECT_NEAR(beyond_two / double(n), 0.0455, e * std::sqrt(0.0455));
+  EXPECT_TRUE(std::isfinite(normal_from_bits(0, 0, false)));
+  EXPECT_EQ(normal_from_bits(~0u, 123, true), 0.0f);
+}
+
 }  // namespace
 }  // namespace lowbit
