@@ -1,0 +1,31 @@
+#include "data/core/random.h"
+
+#include <numeric>
+#include <utility>
+
+#include "tensor/core/error.h"
+
+namespace lowbit {
+
+namespace {
+constexpr uint64_t kSampleTag = uint64_t(0xD1) << 56, kOrderTag = uint64_t(0xD2) << 56;
+}
+
+RngKey sample_key(uint64_t seed, int64_t epoch, int64_t index) {
+  LOWBIT_CHECK(epoch >= 0 && epoch < (1 << 24) && index >= 0 && index <= UINT32_MAX, value, "sample_key",
+               "epoch must be below 2^24 and index below 2^32 (got ", epoch, ", ", index, ")");
+  return {seed, kSampleTag | uint64_t(epoch) << 32 | uint64_t(index), 0, nullptr};
+}
+
+RngKey epoch_key(uint64_t seed, int64_t epoch) { return {seed, kOrderTag | uint64_t(epoch), 0, nullptr}; }
+
+std::vector<int64_t> permutation(int64_t n, const RngKey& key) {
+  std::vector<int64_t> order(static_cast<size_t>(n));
+  std::iota(order.begin(), order.end(), int64_t(0));
+  for (int64_t i = n - 1; i > 0; --i) {
+    std::swap(order[size_t(i)], order[philox_below(key, uint64_t(i), uint64_t(i) + 1)]);
+  }
+  return order;
+}
+
+}  // namespace lowbit

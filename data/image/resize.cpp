@@ -1,0 +1,218 @@
+#include "data/image/resize.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "tensor/core/error.h"
+
+namespace lowbit {
+
+namespace {
+
+constexpr int kPrecision = 22;  // 32 - 8 bits of a pixel - 2 bits for the overshoot of the cubic
+constexpr int32_t kHalf = 1 << (kPrecision - 1);
+
+double triangle(double x) {
+  x = std::abs(x);
+  return x < 1.0 ? 1.0 - x : 0.0;
+}
+
+double cubic(double x) {
+  constexpr double a = -0.5;
+  x = std::abs(x);
+  if (x < 1.0) return ((a + 2.0) * x - (a + 3.0)) * x * x + 1;
+  if (x < 2.0) return (((x - 5) * x + 8) * x - 4) * a;
+  return 0.0;
+}
+
+// Lanes of 32-bit integers; the compiler lowers them to whatever the machine has.
+typedef int32_t Lanes4 __attribute__((vector_size(16)));
+typedef int32_t Lanes8 __attribute__((vector_size(32)));
+typedef uint8_t Bytes4 __attribute__((vector_size(4)));
+typedef uint8_t Bytes8 __attribute__((vector_size(8)));
+
+inline uint8_t to_pixel(int32_t sum) { return uint8_t(std::clamp(sum >> kPrecision, 0, 255)); }
+
+/// R, G, B and one byte of the next pixel, widened.
+inline Lanes4 load_pixel(const uint8_t* p) {
+  Bytes4 b;
+  std::memcpy(&b, p, 4);
+  return __builtin_convertvector(b, Lanes4);
+}
+
+inline Lanes8 load_eight(const uint8_t* p) {
+  Bytes8 b;
+  std::memcpy(&b, p, 8);
+  return __builtin_convertvector(b, Lanes8);
+}
+
+/// R rows at once: the weights are loaded once for all of them and the sums are independent.
+template <int R>
+void horizontal_rows(const uint8_t* const (&src)[R], const ResizeTaps& t, int width,
+                     uint8_t* const (&dst)[R]) {
+  for (int x = 0; x < width; ++x) {
+    const int32_t* w = t.weight.data() + int64_t(x) * t.taps;
+    const int64_t first = int64_t(t.first[size_t(x)]) * 3;
+    Lanes4 sum[R];
+    for (int r = 0; r < R; ++r) sum[r] = Lanes4{kHalf, kHalf, kHalf, 0};
+    for (int k = 0, n = t.count[size_t(x)]; k < n; ++k) {
+      for (int r = 0; r < R; ++r) sum[r] += load_pixel(src[r] + first + k * 3) * w[k];
+    }
+    for (int r = 0; r < R; ++r) {
+      for (int c = 0; c < 3; ++c) dst[r][x * 3 + c] = to_pixel(sum[r][c]);
+    }
+  }
+}
+
+void horizontal_pass(const ImageView& src, const ResizeTaps& t, Image& out) {
+  int y = 0;
+  for (; y + 4 <= src.height; y += 4) {
+    horizontal_rows<4>({src.row(y), src.row(y + 1), src.row(y + 2), src.row(y + 3)}, t, out.width(),
+                       {out.row(y), out.row(y + 1), out.row(y + 2), out.row(y + 3)});
+  }
+  for (; y < src.height; ++y) horizontal_rows<1>({src.row(y)}, t, out.width(), {out.row(y)});
+}
+
+/// One output row from n input rows. `bytes` is the length of a row.
+void vertical_row(const uint8_t* src, int64_t stride, const int32_t* w, int n, int64_t bytes, uint8_t* dst) {
+  constexpr int kBlock = 32;
+  int64_t i = 0;
+  for (; i + kBlock <= bytes; i += kBlock) {
+    Lanes8 sum[4];
+    for (Lanes8& s : sum) s = Lanes8{} + kHalf;
+    for (int k = 0; k < n; ++k) {
+      const uint8_t* p = src + k * stride + i;
+      for (int j = 0; j < 4; ++j) sum[j] += load_eight(p + 8 * j) * w[k];
+    }
+    int32_t flat[kBlock];
+    std::memcpy(flat, sum, sizeof flat);
+    for (int j = 0; j < kBlock; ++j) dst[i + j] = to_pixel(flat[j]);
+  }
+  for (; i < bytes; ++i) {
+    int32_t sum = kHalf;
+    for (int k = 0; k < n; ++k) sum += src[k * stride + i] * w[k];
+    dst[i] = to_pixel(sum);
+  }
+}
+
+void vertical_pass(const ImageView& src, int first_row, const ResizeTaps& t, Image& out) {
+  for (int y = 0; y < out.height(); ++y) {
+    vertical_row(src.row(t.first[size_t(y)] - first_row), src.stride, t.weight.data() + int64_t(y) * t.taps,
+                 t.count[size_t(y)], out.stride(), out.row(y));
+  }
+}
+
+}  // namespace
+
+void ResizeTaps::compute(int in, int out, int begin, int size, Filter filter) {
+  const double scale = double(in) / out, widen = std::max(scale, 1.0);
+  const double support = (filter == Filter::bilinear ? 1.0 : 2.0) * widen, per_input = 1.0 / widen;
+  taps = int(std::ceil(support)) * 2 + 1;
+  first.resize(size_t(size));
+  count.resize(size_t(size));
+  weight.resize(size_t(size) * size_t(taps));
+  exact.resize(size_t(taps));
+  for (int i = 0; i < size; ++i) {
+    const double centre = (begin + i + 0.5) * scale;
+    const int lo = std::max(int(centre - support + 0.5), 0), hi = std::min(int(centre + support + 0.5), in);
+    double total = 0;
+    for (int x = lo; x < hi; ++x) {
+      const double t = (x - centre + 0.5) * per_input;
+      total += exact[size_t(x - lo)] = filter == Filter::bilinear ? triangle(t) : cubic(t);
+    }
+    for (int k = 0; k < hi - lo; ++k) {
+      double w = exact[size_t(k)];
+      if (total != 0.0) w /= total;
+      weight[size_t(i) * size_t(taps) + size_t(k)] =
+          int32_t(w < 0 ? -0.5 + w * (1 << kPrecision) : 0.5 + w * (1 << kPrecision));
+    }
+    first[size_t(i)] = lo;
+    count[size_t(i)] = hi - lo;
+  }
+}
+
+void resize_window(const ImageView& src, int full_height, int full_width, int top, int left, Filter filter,
+                   ResizeScratch& scratch, Image& out) {
+  LOWBIT_CHECK(src.height > 0 && src.width > 0 && top >= 0 && left >= 0 &&
+                   top + out.height() <= full_height && left + out.width() <= full_width,
+               value, "resize", "window must lie inside the resized image (got ", src.width, " x ",
+               src.height, " -> ", full_width, " x ", full_height, ", window ", out.width(), " x ",
+               out.height(), " at ", left, ", ", top, ")");
+  const bool across = full_width != src.width, down = full_height != src.height;
+  int row_begin = top, row_end = top + out.height();
+  if (down) {
+    ResizeTaps& v = scratch.vertical;
+    v.compute(src.height, full_height, top, out.height(), filter);
+    row_begin = v.first.front();
+    row_end = v.first.back() + v.count.back();
+  }
+  ImageView rows = src.crop(row_begin, 0, row_end - row_begin, src.width);
+  if (across) {
+    scratch.horizontal.compute(src.width, full_width, left, out.width(), filter);
+    Image& target = down ? scratch.rows : out;
+    target.reshape(rows.height, out.width());
+    horizontal_pass(rows, scratch.horizontal, target);
+    rows = target.view();
+  } else {
+    rows = rows.crop(0, left, rows.height, out.width());
+  }
+  if (down) {
+    vertical_pass(rows, row_begin, scratch.vertical, out);
+  } else if (!across) {
+    for (int y = 0; y < out.height(); ++y) std::memcpy(out.row(y), rows.row(y), size_t(out.stride()));
+  }
+}
+
+void crop_zero_padded(const ImageView& src, int top, int left, Image& out) {
+  const int begin = std::clamp(-left, 0, out.width()), end = std::clamp(src.width - left, begin, out.width());
+  for (int y = 0; y < out.height(); ++y) {
+    uint8_t* row = out.row(y);
+    const bool inside = top + y >= 0 && top + y < src.height && end > begin;
+    if (!inside) {
+      std::memset(row, 0, size_t(out.stride()));
+      continue;
+    }
+    std::memset(row, 0, size_t(begin) * 3);
+    std::memcpy(row + begin * 3, src.row(top + y) + int64_t(left + begin) * 3, size_t(end - begin) * 3);
+    std::memset(row + end * 3, 0, size_t(out.width() - end) * 3);
+  }
+}
+
+void crop_reflected(const ImageView& src, int top, int left, Image& out) {
+  LOWBIT_CHECK(top > -src.height && left > -src.width && top + out.height() < 2 * src.height &&
+                   left + out.width() < 2 * src.width,
+               value, "crop_reflected",
+               "box must not reach further out than the image less one pixel (got image ", src.width, " x ",
+               src.height, ", box ", out.width(), " x ", out.height(), " at ", left, ", ", top, ")");
+  const auto mirror = [](int i, int n) { return i < 0 ? -i : i >= n ? 2 * (n - 1) - i : i; };
+  for (int y = 0; y < out.height(); ++y) {
+    const uint8_t* from = src.row(mirror(top + y, src.height));
+    uint8_t* to = out.row(y);
+    for (int x = 0; x < out.width(); ++x) std::memcpy(to + x * 3, from + mirror(left + x, src.width) * 3, 3);
+  }
+}
+
+void flip_horizontal(Image& image) {
+  for (int y = 0; y < image.height(); ++y) {
+    uint8_t* row = image.row(y);
+    for (int a = 0, b = image.width() - 1; a < b; ++a, --b)
+      std::swap_ranges(row + a * 3, row + a * 3 + 3, row + b * 3);
+  }
+}
+
+void normalize_chw(const Image& image, const Normalization& n, float* out) {
+  float table[3][256];  // 256 values of each channel; the table is what makes the divisions free
+  for (int c = 0; c < 3; ++c) {
+    for (int v = 0; v < 256; ++v) table[c][v] = (float(v) / 255.0f - n.mean[c]) / n.std[c];
+  }
+  const int64_t pixels = int64_t(image.height()) * image.width();
+  const uint8_t* p = image.data();
+  for (int64_t i = 0; i < pixels; ++i, p += 3) {
+    out[i] = table[0][p[0]];
+    out[i + pixels] = table[1][p[1]];
+    out[i + 2 * pixels] = table[2][p[2]];
+  }
+}
+
+}  // namespace lowbit
