@@ -1,0 +1,227 @@
+#include "data/core/loader.h"
+
+#include <pthread.h>
+#include <signal.h>
+
+#include <algorithm>
+#include <array>
+#include <chrono>
+#include <condition_variable>
+#include <exception>
+#include <mutex>
+#include <thread>
+
+#include "data/core/random.h"
+#include "tensor/core/thread_pool.h"
+
+namespace lowbit {
+
+namespace {
+
+/// Signals are for the main thread: workers inherit a mask that blocks all but those a fault raises.
+class BlockedSignals {
+ public:
+  BlockedSignals() {
+    sigset_t blocked;
+    sigfillset(&blocked);
+    for (int s : {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGABRT, SIGTRAP}) sigdelset(&blocked, s);
+    pthread_sigmask(SIG_BLOCK, &blocked, &before_);
+  }
+  ~BlockedSignals() { pthread_sigmask(SIG_SETMASK, &before_, nullptr); }
+
+ private:
+  sigset_t before_;
+};
+
+struct Slot {
+  std::vector<Tensor> fields;
+  std::vector<View> views;
+  int64_t remaining = 0;  ///< samples still to be read
+  int64_t error_at = 0;   ///< position in the batch of the first sample that failed
+  std::exception_ptr error;
+};
+
+}  // namespace
+
+// Tasks are samples, numbered by their position in the epoch and handed out in order; task t belongs to batch
+// t / batch, which lives in slot (t / batch) mod slots. `mutex` guards everything below it but the pixels.
+struct Loader::Impl {
+  std::shared_ptr<const Dataset> dataset;
+  std::shared_ptr<const Sampler> sampler;
+  LoaderOptions o;
+  std::vector<Slot> slots;
+  std::vector<std::thread> workers;
+  Stats stats;
+
+  std::mutex mutex;
+  std::condition_variable may_read, progress;
+  bool stop = false;
+  std::vector<int64_t> order;
+  int64_t epoch = 0, next_task = 0, end_task = 0;
+  int64_t next_batch = 0;  ///< that next() will return; the one before it is in the consumer's hands
+  int64_t in_flight = 0;
+
+  int64_t batch_size(int64_t b) const { return std::min(o.batch, end_task - b * o.batch); }
+  Slot& slot(int64_t b) { return slots[size_t(b % o.slots)]; }
+  /// The slot of the batch in the consumer's hands must not be written.
+  bool task_ready() const { return next_task < end_task && next_task / o.batch < next_batch - 1 + o.slots; }
+  void allocate();
+  void recycle(int64_t b);
+  void run_task(std::unique_lock<std::mutex>& lock);
+  void work();
+  void abandon(std::unique_lock<std::mutex>& lock);
+};
+
+void Loader::Impl::allocate() {
+  slots.resize(size_t(o.slots));
+  for (Slot& s : slots) {
+    for (const Dataset::Field& f : dataset->fields()) {
+      Shape shape{o.batch};
+      for (int64_t extent : f.shape) shape.append(extent);
+      s.fields.push_back(Tensor::empty(shape, f.dtype));
+      s.views.push_back(s.fields.back().mutable_view());
+    }
+  }
+}
+
+/// Prepares the slot of batch b for its samples. The pixels count as modified from here on, so that a graph
+/// that still refers to the old batch reports it.
+void Loader::Impl::recycle(int64_t b) {
+  Slot& s = slot(b);
+  s.remaining = batch_size(b);
+  s.error = nullptr;
+  for (Tensor& t : s.fields) t.mutable_view();
+}
+
+/// Takes the next task and carries it out; the lock is released meanwhile.
+void Loader::Impl::run_task(std::unique_lock<std::mutex>& lock) {
+  const int64_t task = next_task++, batch = task / o.batch, position = task % o.batch;
+  const int64_t index = order[size_t(task)];
+  Slot& s = slot(batch);
+  ++in_flight;
+  lock.unlock();
+  std::exception_ptr error;
+  try {
+    std::array<View, 8> out;
+    for (size_t f = 0; f < s.views.size(); ++f) {
+      View v = s.views[f];
+      v.data = v.as<char>() + position * v.stride[0] * int64_t(dtype_size(v.dtype));
+      std::copy(v.shape + 1, v.shape + v.ndim, v.shape);
+      std::copy(v.stride + 1, v.stride + v.ndim, v.stride);
+      --v.ndim;
+      out[f] = v;
+    }
+    dataset->read(index, sample_key(o.seed, epoch, index), {out.data(), s.views.size()});
+  } catch (...) {
+    error = std::current_exception();
+  }
+  lock.lock();
+  --in_flight;
+  if (error && (!s.error || position < s.error_at)) {
+    s.error = error;
+    s.error_at = position;
+  }
+  if (--s.remaining == 0 || next_task >= end_task) progress.notify_all();
+}
+
+void Loader::Impl::work() {
+  enable_flush_to_zero();
+  std::unique_lock lock(mutex);
+  for (;;) {
+    may_read.wait(lock, [&] { return stop || task_ready(); });
+    if (stop) return;
+    run_task(lock);
+  }
+}
+
+/// No task is handed out any more and none is under way.
+void Loader::Impl::abandon(std::unique_lock<std::mutex>& lock) {
+  end_task = next_task = 0;
+  progress.wait(lock, [&] { return in_flight == 0; });
+}
+
+Loader::Loader(std::shared_ptr<const Dataset> dataset, std::shared_ptr<const Sampler> sampler,
+               const LoaderOptions& options)
+    : impl_(std::make_unique<Impl>()) {
+  LOWBIT_CHECK(options.batch > 0 && options.workers >= 0 && options.slots >= 2, value, "loader",
+               "batch must be positive, workers not negative, slots at least 2 (got ", options.batch, ", ",
+               options.workers, ", ", options.slots, ")");
+  Impl& m = *impl_;
+  m.dataset = std::move(dataset);
+  m.sampler = std::move(sampler);
+  m.o = options;
+  LOWBIT_CHECK(m.dataset->fields().size() <= 8, value, "loader", "a data set has at most 8 fields");
+  m.allocate();
+  const BlockedSignals blocked;
+  for (int i = 0; i < options.workers; ++i) m.workers.emplace_back([&m] { m.work(); });
+}
+
+Loader::~Loader() {
+  {
+    std::unique_lock lock(impl_->mutex);
+    impl_->stop = true;
+  }
+  impl_->may_read.notify_all();
+  for (std::thread& t : impl_->workers) t.join();
+}
+
+const Dataset& Loader::dataset() const { return *impl_->dataset; }
+const LoaderOptions& Loader::options() const { return impl_->o; }
+const Loader::Stats& Loader::stats() const { return impl_->stats; }
+
+int64_t Loader::batches() const {
+  const int64_t n = impl_->sampler->size(), b = impl_->o.batch;
+  return impl_->o.drop_last ? n / b : (n + b - 1) / b;
+}
+
+void Loader::start(int64_t epoch, int64_t first_batch) {
+  Impl& m = *impl_;
+  const int64_t count = batches();
+  LOWBIT_CHECK(first_batch >= 0 && first_batch <= count, value, "loader", "first batch must be 0 … ", count,
+               " (got ", first_batch, ")");
+  std::vector<int64_t> order = m.sampler->epoch(epoch);
+  for (int64_t i : order) {
+    LOWBIT_CHECK(i >= 0 && i < m.dataset->size(), value, "loader", "sampler must name existing samples (got ",
+                 i, " of ", m.dataset->size(), ")");
+  }
+  std::unique_lock lock(m.mutex);
+  m.abandon(lock);
+  m.order = std::move(order);
+  m.epoch = epoch;
+  m.end_task = std::min(int64_t(m.order.size()), count * m.o.batch);
+  m.next_task = std::min(first_batch * m.o.batch, m.end_task);
+  m.next_batch = first_batch;
+  for (int64_t b = first_batch; b < first_batch + m.o.slots; ++b) m.recycle(b);
+  m.may_read.notify_all();
+}
+
+std::optional<Loader::Batch> Loader::next() {
+  Impl& m = *impl_;
+  const auto begin = std::chrono::steady_clock::now();
+  std::unique_lock lock(m.mutex);
+  const int64_t b = m.next_batch;
+  if (b * m.o.batch >= m.end_task) return std::nullopt;
+  m.recycle(b - 1 + m.o.slots);
+  m.next_batch = b + 1;
+  m.may_read.notify_all();
+  Slot& s = m.slot(b);
+  while (s.remaining > 0) {
+    if (m.workers.empty()) {
+      m.run_task(lock);
+    } else {
+      m.progress.wait(lock, [&] { return s.remaining == 0; });
+    }
+  }
+  if (s.error) {
+    m.abandon(lock);
+    std::rethrow_exception(s.error);
+  }
+  Batch batch{{}, b, m.batch_size(b)};
+  for (const Tensor& t : s.fields) batch.fields.push_back(t.slice(0, 0, batch.size).to(m.o.device));
+  m.stats.wait_seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  ++m.stats.batches;
+  m.stats.samples += batch.size;
+  return batch;
+}
+
+}  // namespace lowbit
