@@ -1,5 +1,7 @@
 #pragma once
+#include <cstddef>
 #include <cstdint>
+#include <memory>
 
 #include "tensor/core/device.h"
 
@@ -9,6 +11,8 @@ namespace lowbit {
 class Storage {
  public:
   Storage(size_t bytes, Device d);
+  /// Part of another storage with a version of its own: a parameter inside an arena.
+  Storage(std::shared_ptr<Storage> whole, size_t offset, size_t bytes);
   ~Storage();
   Storage(const Storage&) = delete;
   Storage& operator=(const Storage&) = delete;
@@ -21,6 +25,7 @@ class Storage {
   void* ptr_ = nullptr;
   size_t bytes_ = 0;
   Device device_;
+  std::shared_ptr<Storage> whole_;  // null: this one owns its bytes
 };
 
 }  // namespace lowbit

@@ -9,8 +9,15 @@ namespace lowbit {
 
 Storage::Storage(size_t bytes, Device d)
     : ptr_(allocator(d).allocate(bytes, current_stream(d))), bytes_(bytes), device_(d) {}
+Storage::Storage(std::shared_ptr<Storage> whole, size_t offset, size_t bytes)
+    : ptr_(static_cast<char*>(whole->data()) + offset),
+      bytes_(bytes),
+      device_(whole->device()),
+      whole_(std::move(whole)) {
+  LOWBIT_ASSERT(offset + bytes <= whole_->bytes());
+}
 Storage::~Storage() {
-  if (ptr_) allocator(device_).release(ptr_, bytes_, current_stream(device_));
+  if (ptr_ && !whole_) allocator(device_).release(ptr_, bytes_, current_stream(device_));
 }
 
 Tensor Tensor::window(std::shared_ptr<Storage> storage, const Shape& s, DType t, int64_t offset_elements) {
