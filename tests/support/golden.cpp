@@ -70,7 +70,7 @@ std::string golden_path(const std::string& rel) {
   return find_below("LOWBIT_GOLDEN_DIR", {"tests/golden", "../shared/golden"}, rel);
 }
 std::string data_path(const std::string& rel) {
-  return find_below("LOWBIT_DATA_DIR", {"../shared/data"}, rel);
+  return find_below("LOWBIT_DATA_DIR", {"data/samples", "../shared/data"}, rel);
 }
 
 std::vector<std::string> GoldenFile::names() const { return names_with_prefix(""); }

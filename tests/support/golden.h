@@ -15,7 +15,7 @@ namespace lowbit::test {
 /// ../shared/golden beside the checkout; empty when it is in none of them. When the variable is set, only it
 /// is asked.
 std::string golden_path(const std::string& rel);
-/// The same for $LOWBIT_DATA_DIR, else ../shared/data.
+/// The same for $LOWBIT_DATA_DIR, else data/samples of the repository, else ../shared/data.
 std::string data_path(const std::string& rel);
 
 /// `LOWBIT_GOLDEN_OR_SKIP(path, "vvtq/adamw.safetensors");` declares `path` or skips the test visibly.
