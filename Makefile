@@ -37,7 +37,7 @@ cuda: setup
 	$(call build,cuda)
 
 bench: build
-	cmake --build build/$(PRESET) -j $(JOBS) --target bench
+	@for program in build/$(PRESET)/benchmarks/*_bench; do echo "== $$program"; $$program || exit 1; done
 
 format:
 	git ls-files -z '*.h' '*.cpp' '*.cu' '*.cuh' | xargs -0 $(CLANG_FORMAT) -i
