@@ -1,0 +1,272 @@
+#include "tensor/engine/gemm.h"
+
+#include <cmath>
+#include <utility>
+
+#include "tensor/engine/gemm_pack.h"
+
+namespace lowbit {
+
+int64_t gemm_k_block(int64_t k) {
+  constexpr int64_t kMaxBlock = 384;
+  const int64_t blocks = std::max<int64_t>(1, detail::ceil_div(k, kMaxBlock));
+  return std::max<int64_t>(8, detail::ceil_div(detail::ceil_div(k, blocks), 8) * 8);
+}
+
+namespace {
+
+using detail::BatchIndex;
+using detail::Blocking;
+using Strides = GemmOperand::Strides;
+
+/// The product as seen by BlockedProduct, in T.
+template <class T>
+class FloatEngine {
+ public:
+  FloatEngine(const GemmArgs& g, detail::FloatKernel<T> kernel)
+      : g_(g),
+        kernel_(kernel),
+        block_(gemm_k_block(g.k)),
+        blocks_(std::max<int64_t>(1, detail::ceil_div(g.k, block_))) {}
+
+  Blocking blocking() const {
+    const int64_t batches = g_.batch[0] * g_.batch[1] * g_.batch[2];
+    const size_t k = size_t(std::min(block_, g_.k));
+    return {batches,
+            g_.m,
+            g_.n,
+            kernel_.mr,
+            blocks_,
+            detail::round_up(k * kernel_.mr * sizeof(T) + 32, 64),
+            detail::round_up(k * detail::kPanel * sizeof(T) + 32, 64),
+            0,
+            double(batches) * g_.m * g_.n * g_.k};
+  }
+  const char* prepacked() const { return nullptr; }
+  void prepare(int64_t, int64_t, int64_t, const char*, char*) const {}
+  bool same_b(int64_t x, int64_t y) const { return detail::same_b(g_, x, y); }
+  void pack_a(int64_t batch, int64_t k_block, int64_t row, int rows, char* dst) const {
+    pack(g_.a, batch, k_block, row, rows, reinterpret_cast<T*>(dst), rows);
+  }
+  void pack_b(int64_t batch, int64_t k_block, int64_t col, int cols, char* dst) const {
+    pack(g_.b, batch, k_block, col, cols, reinterpret_cast<T*>(dst), detail::panel_width(cols));
+  }
+
+  void tile(int64_t batch, int64_t k_block, int64_t row, int rows, int64_t col, int cols, const char* a,
+            const char* b, const char*) const {
+    T* c = static_cast<T*>(g_.c) + BatchIndex::of(g_, batch).offset(g_.c_batch) + row * g_.c_row +
+           col * g_.c_col;
+    const T* bias = k_block == blocks_ - 1 && g_.bias ? static_cast<const T*>(g_.bias) + col : nullptr;
+    const detail::Tile<T> t{rows,
+                            cols,
+                            length(k_block),
+                            reinterpret_cast<const T*>(a),
+                            reinterpret_cast<const T*>(b),
+                            detail::panel_width(cols),
+                            c,
+                            g_.c_row,
+                            T(g_.alpha),
+                            k_block == 0 ? T(g_.beta) : T(1),
+                            bias};
+    if (g_.c_col == 1)
+      kernel_.run(t);
+    else
+      scattered(t);
+  }
+
+ private:
+  /// C without a contiguous dimension: through a small buffer.
+  void scattered(detail::Tile<T> t) const {
+    alignas(64) T buffer[detail::kMaxRows * detail::kPanel];
+    T* const c = std::exchange(t.c, buffer);
+    t.ldc = detail::kPanel;
+    const auto each = [&](auto f) {
+      for (int r = 0; r < t.rows; ++r)
+        for (int j = 0; j < t.cols; ++j) f(buffer[r * detail::kPanel + j], c[r * g_.c_row + j * g_.c_col]);
+    };
+    if (t.beta != 0) each([](T& in, const T& out) { in = out; });
+    kernel_.run(t);
+    each([](const T& in, T& out) { out = in; });
+  }
+
+  int64_t length(int64_t k_block) const { return std::min(block_, g_.k - k_block * block_); }
+
+  void pack(const GemmOperand& o, int64_t batch, int64_t k_block, int64_t row, int rows, T* dst,
+            int ld) const {
+    const BatchIndex i = BatchIndex::of(g_, batch);
+    const int64_t k0 = k_block * block_, k = length(k_block);
+    const int64_t at = i.offset(o.stride.batch) + row * o.stride.row + k0 * o.stride.k;
+    if (o.dtype == dtype_of<T>)
+      detail::pack_floats(static_cast<const T*>(o.data) + at, o.stride.row, o.stride.k, rows, k, dst, ld);
+    else if constexpr (std::is_same_v<T, float>)
+      pack_coded(o, i, row, k0, rows, k, static_cast<const char*>(o.data) + at, dst, ld);
+  }
+
+  /// Codes of the tile become floats in a buffer of the same orientation, which is packed like any other.
+  static void pack_coded(const GemmOperand& o, const BatchIndex& i, int64_t row, int64_t k0, int rows,
+                         int64_t k, const char* codes, float* dst, int ld) {
+    auto* stage =
+        static_cast<float*>(detail::thread_scratch(detail::Scratch::stage, size_t(rows * k) * sizeof(float)));
+    const Strides &ss = o.scale_stride, &os = o.offset_stride;
+    const float* scale = o.scale + i.offset(ss.batch) + row * ss.row + k0 * ss.k;
+    const float* offset = o.offset ? o.offset + i.offset(os.batch) + row * os.row + k0 * os.k : nullptr;
+    const bool by_row = o.stride.k == 1 || o.stride.row != 1, is_signed = o.dtype == DType::i8;
+    const int64_t lines = by_row ? rows : k, n = by_row ? k : rows;
+    const int64_t step = by_row ? o.stride.k : o.stride.row, next = by_row ? o.stride.row : o.stride.k;
+    const int64_t s_step = by_row ? ss.k : ss.row, s_next = by_row ? ss.row : ss.k;
+    const int64_t o_step = by_row ? os.k : os.row, o_next = by_row ? os.row : os.k;
+    for (int64_t j = 0; j < lines; ++j)
+      detail::convert_codes(codes + j * next, is_signed, step, n, float(o.shift), scale + j * s_next, s_step,
+                            offset ? offset + j * o_next : nullptr, o_step, stage + j * n);
+    detail::pack_floats(stage, by_row ? k : 1, by_row ? 1 : rows, rows, k, dst, ld);
+  }
+
+  const GemmArgs& g_;
+  const detail::FloatKernel<T> kernel_;
+  const int64_t block_, blocks_;
+};
+
+void gemm_cpu(const GemmArgs& args, Stream) {
+  GemmArgs g = args;
+  if (g.c_row == 1 && g.c_col != 1 && !g.bias) {  // Cᵀ = Bᵀ·Aᵀ: the products commute, the bits stay
+    std::swap(g.a, g.b);
+    std::swap(g.m, g.n);
+    std::swap(g.c_row, g.c_col);
+  }
+  detail::fold_batches(g);
+  if (g.c_dtype == DType::f64) {
+    const FloatEngine<double> e(g, detail::gemm_kernel_f64());
+    detail::BlockedProduct(e, e.blocking()).run();
+  } else {
+    const FloatEngine<float> e(g, detail::gemm_kernel_f32(current_isa()));
+    detail::BlockedProduct(e, e.blocking()).run();
+  }
+}
+
+}  // namespace
+
+constinit KernelSlot<GemmArgs> gemm_kernel("gemm", gemm_cpu);
+
+std::string GemmInput::str() const { return values_.str() + (transposed_ ? " transposed" : ""); }
+
+GemmOperand GemmInput::operand(int batch_dims, bool k_last) const {
+  GemmOperand o;
+  const View v = values_.view();
+  o.data = v.data;
+  o.dtype = v.dtype;
+  const int nd = v.ndim, k_dim = k_last != transposed_ ? nd - 1 : nd - 2, row_dim = 2 * nd - 3 - k_dim;
+  const auto place = [&](Strides& s, int dim, int64_t stride) {
+    if (dim == k_dim)
+      s.k = stride;
+    else if (dim == row_dim)
+      s.row = stride;
+    else if (const int b = kMaxBatchDims - nd + 2 + dim; b >= 0 && b < kMaxBatchDims && v.shape[dim] > 1)
+      s.batch[b] = stride;
+  };
+  LOWBIT_ASSERT(nd - 2 <= batch_dims && batch_dims <= kMaxBatchDims);
+  for (int d = 0; d < nd; ++d) place(o.stride, d, v.stride[d]);
+  if (!is_coded_) return o;
+  o.scale = static_cast<const float*>(coded_.scale.view().data);
+  if (!coded_.per_tensor()) place(o.scale_stride, coded_.scale_axis + nd, coded_.scale.stride(0));
+  if (coded_.offset.defined()) {
+    o.offset = static_cast<const float*>(coded_.offset.view().data);
+    if (coded_.offset.numel() > 1) place(o.offset_stride, nd - 1, coded_.offset.stride(0));
+  }
+  o.shift = coded_.shift;
+  o.lo = coded_.lo;
+  o.hi = coded_.hi;
+  return o;
+}
+
+namespace {
+
+void check_coded(const char* op, const GemmInput& x, const Coded& c) {
+  LOWBIT_CHECK(x.values().dtype() == DType::u8 || x.values().dtype() == DType::i8, dtype, op,
+               "codes must be u8 or i8 (got ", x.str(), ")");
+  LOWBIT_CHECK(c.scale.defined() && c.scale.dtype() == DType::f32 && c.scale.ndim() == 1, dtype, op,
+               "scale of codes must be f32 and one-dimensional (got ",
+               c.scale.defined() ? c.scale.str() : "none", ")");
+  const int nd = x.values().ndim();
+  if (c.per_tensor()) {
+    LOWBIT_CHECK(c.scale.numel() == 1, shape, op, "scale per tensor must hold one value (got ", c.scale.str(),
+                 ")");
+  } else {
+    LOWBIT_CHECK(c.scale_axis < 0 && c.scale_axis >= -nd && c.scale.numel() == x.values().size(c.scale_axis),
+                 shape, op, "scale must have the extent of dimension ", c.scale_axis, " (got ", c.scale.str(),
+                 " for codes ", x.str(), ")");
+  }
+  if (c.offset.defined())
+    LOWBIT_CHECK(c.offset.dtype() == DType::f32 && c.offset.ndim() == 1 &&
+                     (c.offset.numel() == 1 || c.offset.numel() == x.values().size(-1)),
+                 shape, op, "offset must be f32 with one value or one per entry of the last dimension (got ",
+                 c.offset.str(), " for codes ", x.str(), ")");
+}
+
+}  // namespace
+
+void GemmInput::check(const char* op) const {
+  LOWBIT_CHECK(values_.defined() && values_.ndim() >= 2 && values_.ndim() <= 2 + kMaxBatchDims, shape, op,
+               "operands must have 2 to ", 2 + kMaxBatchDims, " dimensions (got ",
+               values_.defined() ? str() : "an undefined tensor", ")");
+  if (is_coded_) check_coded(op, *this, coded_);
+}
+
+Shape gemm_batch_shape(const char* op, const GemmInput& a, const GemmInput& b) {
+  const auto leading = [](const Tensor& t) {
+    return Shape(std::span<const int64_t>(t.shape().begin(), t.shape().end() - 2));
+  };
+  return broadcast_shapes(op, leading(a.values()), leading(b.values()));
+}
+
+void gemm(Tensor& out, const GemmInput& a, const GemmInput& b, const Tensor& bias, double alpha,
+          double beta) {
+  constexpr const char* op = "gemm";
+  a.check(op), b.check(op);
+  LOWBIT_CHECK(a.cols() == b.rows(), shape, op, "columns of a must equal rows of b (got ", a.str(), " and ",
+               b.str(), ")");
+  Shape expected = gemm_batch_shape(op, a, b);
+  const int batch_dims = expected.ndim();
+  expected.append(a.rows());
+  expected.append(b.cols());
+  LOWBIT_CHECK(out.defined() && out.shape() == expected, shape, op, "output must be ", expected.str(),
+               " (got ", out.defined() ? out.str() : "an undefined tensor", " for ", a.str(), " and ",
+               b.str(), ")");
+  const DType t = out.dtype();
+  const auto fits = [&](const GemmInput& x) { return x.coded() ? t == DType::f32 : x.values().dtype() == t; };
+  LOWBIT_CHECK((t == DType::f32 || t == DType::f64) && fits(a) && fits(b), dtype, op,
+               "operands and output must all be f32 or all f64; codes need f32 (got ", a.str(), ", ", b.str(),
+               " and ", out.str(), ")");
+  LOWBIT_CHECK(!bias.defined() || (bias.dtype() == t && bias.shape() == Shape{b.cols()} && bias.contiguous()),
+               shape, op, "bias must be a contiguous [", b.cols(), "] of the output's dtype (got ",
+               bias.defined() ? bias.str() : "", ")");
+  LOWBIT_CHECK(a.values().device() == out.device() && b.values().device() == out.device(), device, op,
+               "operands and output must be on one device (got ", a.str(), ", ", b.str(), " and ", out.str(),
+               ")");
+
+  GemmArgs g;
+  g.m = a.rows(), g.n = b.cols(), g.k = a.cols();
+  g.a = a.operand(batch_dims, true);
+  g.b = b.operand(batch_dims, false);
+  const View c = out.mutable_view();
+  g.c = c.data, g.c_dtype = t;
+  g.c_row = c.stride[batch_dims], g.c_col = c.stride[batch_dims + 1];
+  for (int d = 0; d < batch_dims; ++d) {
+    g.batch[kMaxBatchDims - batch_dims + d] = c.shape[d];
+    g.c_batch[kMaxBatchDims - batch_dims + d] = c.stride[d];
+  }
+  g.bias = bias.defined() ? bias.view().data : nullptr;
+  g.alpha = alpha, g.beta = beta;
+  gemm_kernel(g, out.device());
+}
+
+Tensor matmul(const GemmInput& a, const GemmInput& b, const Tensor& bias, double alpha) {
+  a.check("matmul"), b.check("matmul");
+  Shape s = gemm_batch_shape("matmul", a, b);
+  s.append(a.rows());
+  s.append(b.cols());
+  Tensor out = Tensor::empty(s, a.coded() ? DType::f32 : a.values().dtype(), a.values().device());
+  gemm(out, a, b, bias, alpha);
+  return out;
+}
+
+}  // namespace lowbit

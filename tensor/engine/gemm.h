@@ -1,0 +1,91 @@
+#pragma once
+// Float matrix products C = alpha · A·B + beta · C (+ bias) with any strides: transposes, heads inside [B, N,
+// H, D] and slices of a fused qkv tensor need no copies. Operands are f32 (f64 for gradient checks) or
+// integer codes, which become floats while they are packed.
+//
+// Numerics: K is cut into ceil(K / 384) blocks of equal length, rounded up to 8. Inside a block one element
+// is
+//   s = fma(a_k, b_k, s),  k increasing from s = 0
+// and over blocks in increasing order  c = fma(alpha, s, c),  from c = beta · C (alpha · s alone when beta =
+// 0, C is not read); at last  c + bias[n].  The bits do not depend on threads, instruction set, tiling or
+// batching.
+
+#include "tensor/core/coded.h"
+#include "tensor/core/kernel_slot.h"
+#include "tensor/core/tensor.h"
+
+namespace lowbit {
+
+inline constexpr int kMaxBatchDims = 3;
+
+/// One matrix operand in a batch. `row` is the dimension it shares with the result (m of A, n of B), `k` the
+/// contracted one. Strides in elements; 0 repeats.
+struct GemmOperand {
+  struct Strides {
+    int64_t row = 0, k = 0, batch[kMaxBatchDims] = {};
+  };
+  const void* data = nullptr;
+  DType dtype = DType::f32;  ///< f32, f64; u8, i8: value = fl(fl(scale · (code + shift)) + offset)
+  Strides stride;
+  const float* scale = nullptr;   ///< codes only
+  const float* offset = nullptr;  ///< codes only; may be null
+  Strides scale_stride, offset_stride;
+  double shift = 0;
+  int lo = -128, hi = 255;  ///< bounds of the codes
+};
+
+struct GemmArgs {
+  int64_t m = 0, n = 0, k = 0;
+  int64_t batch[kMaxBatchDims] = {1, 1, 1};
+  GemmOperand a, b;
+  void* c = nullptr;  ///< f32, or f64 with f64 operands
+  DType c_dtype = DType::f32;
+  int64_t c_row = 0, c_col = 1, c_batch[kMaxBatchDims] = {};
+  const void* bias = nullptr;  ///< [n], contiguous, of C's dtype; or null
+  double alpha = 1, beta = 0;
+};
+extern KernelSlot<GemmArgs> gemm_kernel;
+
+/// A tensor or codes as an operand [..., rows, cols]; t() swaps the last two dimensions without a copy.
+class GemmInput {
+ public:
+  GemmInput(const Tensor& t) : values_(t) {}
+  GemmInput(const Coded& c) : values_(c.codes), coded_(c), is_coded_(true) {}
+  GemmInput t() const {
+    GemmInput r = *this;
+    r.transposed_ = !transposed_;
+    return r;
+  }
+  bool coded() const { return is_coded_; }
+  bool transposed() const { return transposed_; }
+  const Tensor& values() const { return values_; }
+  int64_t rows() const { return values_.size(transposed_ ? -1 : -2); }
+  int64_t cols() const { return values_.size(transposed_ ? -2 : -1); }
+  std::string str() const;
+  void check(const char* op) const;  ///< dimensions, dtypes, extents of scale and offset
+
+  /// For a result with `batch_dims` leading dimensions; k_last: the contracted dimension is the last one.
+  GemmOperand operand(int batch_dims, bool k_last) const;
+
+ private:
+  Tensor values_;
+  Coded coded_;
+  bool is_coded_ = false, transposed_ = false;
+};
+
+/// Leading dimensions of a product, broadcast; at most three. Throws `<op>: …`.
+Shape gemm_batch_shape(const char* op, const GemmInput& a, const GemmInput& b);
+
+/// out[..., M, N] = alpha · a[..., M, K] · b[..., K, N] + beta · out (+ bias[N]); leading dimensions
+/// broadcast. f32 (or f64: all of them). Linear layer: gemm(y, x, GemmInput(w).t(), bias); weight gradient:
+/// gemm(dw, GemmInput(dy).t(), x).
+void gemm(Tensor& out, const GemmInput& a, const GemmInput& b, const Tensor& bias = {}, double alpha = 1,
+          double beta = 0);
+
+/// The same into a new tensor.
+Tensor matmul(const GemmInput& a, const GemmInput& b, const Tensor& bias = {}, double alpha = 1);
+
+/// Length of the K blocks of the numerics contract.
+int64_t gemm_k_block(int64_t k);
+
+}  // namespace lowbit

@@ -1,0 +1,434 @@
+#include "tensor/engine/gemm_int8.h"
+
+#include <cmath>
+#include <limits>
+#include <utility>
+
+#include "tensor/engine/gemm_pack.h"
+
+namespace lowbit {
+
+namespace {
+
+using detail::BatchIndex;
+using detail::Blocking;
+using detail::ColInfo;
+using detail::IntOut;
+using detail::kPanel;
+using detail::RowInfo;
+
+/// Packed bytes of an operand and the constant that turns them back into P or R.
+struct Packing {
+  int zero;        // packed = code − zero
+  double shift;    // value  = packed + shift
+  int max_packed;  // bound of |packed|
+  double max_value;
+  int factor;  // 1, or 2 for half-integer values; 0 when factor · value is no integer
+};
+
+Packing packing(const GemmOperand& o, bool unsigned_bytes, bool plain) {
+  const int zero = unsigned_bytes ? std::min(o.lo, 0) : o.hi > 127 ? 128 : 0;
+  const double shift = plain ? 0 : o.shift;
+  const int factor = std::rint(shift) == shift ? 1 : std::rint(2 * shift) == 2 * shift ? 2 : 0;
+  return {zero, zero + shift, std::max(std::abs(o.lo - zero), std::abs(o.hi - zero)),
+          std::max(std::abs(o.lo + shift), std::abs(o.hi + shift)), factor};
+}
+
+constexpr double kInt32Max = std::numeric_limits<int32_t>::max();
+
+bool power_of_two(double x) {
+  int e;
+  return std::frexp(x, &e) == 0.5;
+}
+
+/// Which epilogue, a function of the arguments alone.
+IntOut choose_output(const CodedGemmArgs& g, const Packing& a, const Packing& b) {
+  if (g.c_dtype == DType::i32) return IntOut::s32;
+  const bool both_scales_vary = g.a.scale_stride.row != 0 && g.b.scale_stride.row != 0;
+  const bool single = !g.a.offset && !g.b.offset && a.factor && b.factor &&
+                      double(g.k) * a.max_value * b.max_value * a.factor * b.factor <= kInt32Max &&
+                      (!both_scales_vary || power_of_two(g.alpha));
+  return single ? IntOut::f32 : IntOut::f64;
+}
+
+int64_t words(int64_t k) { return detail::ceil_div(k, 4); }
+
+/// A packed panel of B is followed by Σ_k of its packed values, int32 [kPanel].
+size_t panel_data_bytes(int64_t k) { return size_t(words(k)) * kPanel * 4; }
+size_t panel_bytes(int64_t k) { return panel_data_bytes(k) + kPanel * 4; }
+
+void pack_panel(const GemmOperand& b, const Packing& p, int64_t at, int64_t col, int cols, int64_t k,
+                char* dst) {
+  const auto* src = static_cast<const uint8_t*>(b.data) + at + col * b.stride.row;
+  detail::pack_codes(src, b.stride.row, b.stride.k, cols, k, uint8_t(p.zero),
+                     reinterpret_cast<uint32_t*>(dst), detail::panel_width(cols));
+  auto* sums = reinterpret_cast<int32_t*>(dst + panel_data_bytes(k));
+  detail::sum_codes(src, b.dtype == DType::i8, b.stride.row, b.stride.k, cols, k, sums);
+  for (int c = 0; c < cols; ++c) sums[c] -= int32_t(k * p.zero);
+}
+
+/// Σ_k weight_k · (packed[k] + shift) for every line of packed words.
+template <class Byte>
+void weighted_sums(const char* packed, int ld, int lines, int64_t k, double shift, const float* weight,
+                   int64_t step, double* out) {
+  const auto* bytes = reinterpret_cast<const Byte*>(packed);
+  std::fill_n(out, lines, 0.0);
+  for (int64_t i = 0; i < k; ++i)
+    for (int r = 0; r < lines; ++r)
+      out[r] += double(weight[i * step]) * (double(bytes[(i / 4 * ld + r) * 4 + i % 4]) + shift);
+}
+
+class CodedEngine {
+ public:
+  CodedEngine(const CodedGemmArgs& g, detail::IntKernel kernel)
+      : g_(g),
+        kernel_(kernel),
+        a_(packing(g.a, true, g.c_dtype == DType::i32)),
+        b_(packing(g.b, false, g.c_dtype == DType::i32)),
+        out_(choose_output(g, a_, b_)),
+        factor_(out_ == IntOut::f32 ? a_.factor * b_.factor : 1),
+        tile_bytes_(detail::round_up(size_t(words(g.k) * kernel.mr) * 4 + 32, 64)) {}
+
+  Blocking blocking() const {
+    const int64_t batches = g_.batch[0] * g_.batch[1] * g_.batch[2];
+    return {batches,
+            g_.m,
+            g_.n,
+            kernel_.mr,
+            1,
+            tile_bytes_ + detail::round_up(sizeof(RowInfo), 64),
+            panel_bytes(g_.k),
+            detail::round_up(sizeof(ColInfo), 64),
+            double(batches) * g_.m * g_.n * g_.k / 4,
+            g_.quantize != nullptr};
+  }
+  const char* prepacked() const { return static_cast<const char*>(g_.packed_b); }
+  bool same_b(int64_t x, int64_t y) const { return detail::same_b(g_, x, y); }
+
+  void pack_b(int64_t batch, int64_t, int64_t col, int cols, char* dst) const {
+    pack_panel(g_.b, b_, BatchIndex::of(g_, batch).offset(g_.b.stride.batch), col, cols, g_.k, dst);
+  }
+
+  void pack_a(int64_t batch, int64_t, int64_t row, int rows, char* dst) const {
+    const BatchIndex i = BatchIndex::of(g_, batch);
+    const auto* src =
+        static_cast<const uint8_t*>(g_.a.data) + i.offset(g_.a.stride.batch) + row * g_.a.stride.row;
+    if (g_.quantize) quantize_rows(i, row, rows, const_cast<uint8_t*>(src));
+    detail::pack_codes(src, g_.a.stride.row, g_.a.stride.k, rows, g_.k, uint8_t(a_.zero),
+                       reinterpret_cast<uint32_t*>(dst), rows);
+    auto& info = *reinterpret_cast<RowInfo*>(dst + tile_bytes_);
+    int32_t sums[detail::kMaxRows] = {};
+    if (b_.shift != 0 || out_ == IntOut::f64) {
+      detail::sum_codes(src, g_.a.dtype == DType::i8, g_.a.stride.row, g_.a.stride.k, rows, g_.k, sums);
+      for (int r = 0; r < rows; ++r) sums[r] -= int32_t(g_.k * a_.zero);
+    }
+    row_info(i, row, rows, sums, dst, info);
+  }
+
+  void prepare(int64_t batch, int64_t p0, int64_t p1, const char* packed, char* columns) const {
+    const BatchIndex i = BatchIndex::of(g_, batch);
+    for (int64_t p = p0; p < p1; ++p)
+      column_info(
+          i, p * kPanel, int(std::min<int64_t>(kPanel, g_.n - p * kPanel)),
+          packed + size_t(p) * panel_bytes(g_.k),
+          *reinterpret_cast<ColInfo*>(columns + size_t(p - p0) * detail::round_up(sizeof(ColInfo), 64)));
+  }
+
+  void tile(int64_t batch, int64_t, int64_t row, int rows, int64_t col, int cols, const char* a,
+            const char* b, const char* columns) const {
+    const int64_t at = BatchIndex::of(g_, batch).offset(g_.c_batch) + row * g_.c_row + col * g_.c_col;
+    detail::IntTile t{rows,
+                      cols,
+                      words(g_.k),
+                      reinterpret_cast<const uint32_t*>(a),
+                      reinterpret_cast<const uint32_t*>(b),
+                      detail::panel_width(cols),
+                      2 * a_.max_packed * b_.max_packed <= 32767,
+                      out_,
+                      factor_ / 2,  // 1, 2, 4 → 0, 1, 2
+                      reinterpret_cast<const RowInfo*>(a + tile_bytes_),
+                      reinterpret_cast<const ColInfo*>(columns),
+                      static_cast<uint32_t*>(g_.c) + at,
+                      g_.c_row};
+    if (g_.c_col == 1) return kernel_.run(t);
+    alignas(64) uint32_t buffer[detail::kMaxRows * kPanel];  // C without a contiguous dimension
+    auto* const c = static_cast<uint32_t*>(std::exchange(t.c, buffer));
+    t.ldc = kPanel;
+    kernel_.run(t);
+    for (int r = 0; r < rows; ++r)
+      for (int j = 0; j < cols; ++j) c[r * g_.c_row + j * g_.c_col] = buffer[r * kPanel + j];
+  }
+
+ private:
+  void quantize_rows(const BatchIndex& i, int64_t row, int rows, uint8_t* codes) const {
+    const auto& xs = g_.quantize_stride;
+    const auto& a = g_.a;
+    for (int r = 0; r < rows; ++r)
+      quantize_line(g_.quantize + i.offset(xs.batch) + (row + r) * xs.row, xs.k, g_.k,
+                    a.scale[i.offset(a.scale_stride.batch) + (row + r) * a.scale_stride.row],
+                    a.offset ? a.offset + i.offset(a.offset_stride.batch) : nullptr, a.offset_stride.k,
+                    float(a.lo), float(a.hi), codes + r * a.stride.row, a.stride.k);
+  }
+
+  double k_shift() const { return double(g_.k) * a_.shift * b_.shift; }
+
+  void row_info(const BatchIndex& i, int64_t row, int rows, const int32_t* sums, const char* packed,
+                RowInfo& info) const {
+    const auto& ss = g_.a.scale_stride;
+    const float* scale = g_.a.scale ? g_.a.scale + i.offset(ss.batch) + row * ss.row : nullptr;
+    if (out_ == IntOut::f64) return exact_row_info(i, rows, sums, packed, scale, info);
+    const auto unit = int64_t(b_.shift * factor_);
+    for (int r = 0; r < rows; ++r) info.correction[r] = int32_t(uint32_t(unit * sums[r]));
+    if (out_ == IntOut::s32) return;
+    // alpha and the factor go where the scale varies; the other side is 1
+    const double common = g_.alpha / factor_;
+    const bool b_varies = g_.b.scale_stride.row != 0, a_varies = ss.row != 0;
+    const double w = b_varies ? 1.0 : double(g_.b.scale[i.offset(g_.b.scale_stride.batch)]);
+    for (int r = 0; r < rows; ++r)
+      info.scale[r] = b_varies && !a_varies ? 1.0f : float(common * w * double(scale[r * ss.row]));
+  }
+
+  void exact_row_info(const BatchIndex& i, int rows, const int32_t* sums, const char* packed,
+                      const float* scale, RowInfo& info) const {
+    const float* b = g_.a.offset ? g_.a.offset + i.offset(g_.a.offset_stride.batch) : nullptr;
+    const float* e = g_.b.offset ? g_.b.offset + i.offset(g_.b.offset_stride.batch) : nullptr;
+    const int64_t bk = g_.a.offset_stride.k, ek = g_.b.offset_stride.k;
+    double b_sum = 0, be_sum = 0, weighted[detail::kMaxRows];
+    for (int64_t k = 0; b && k < g_.k; ++k) {
+      b_sum += double(b[k * bk]);
+      if (e) be_sum += double(b[k * bk]) * double(e[k * ek]);
+    }
+    if (e && ek) weighted_sums<uint8_t>(packed, rows, rows, g_.k, a_.shift, e, ek, weighted);
+    for (int r = 0; r < rows; ++r) {
+      const double a = double(scale[r * g_.a.scale_stride.row]);
+      const double q = a * (sums[r] + double(g_.k) * a_.shift) + b_sum;  // Σ_k X̂
+      info.sum[r] = b_.shift * sums[r];
+      info.a[r] = a;
+      info.q[r] = q;
+      info.z[r] =
+          !e || g_.b.offset_stride.row ? 0.0 : g_.alpha * (ek ? a * weighted[r] + be_sum : double(e[0]) * q);
+    }
+  }
+
+  void column_info(const BatchIndex& i, int64_t col, int cols, const char* packed, ColInfo& info) const {
+    const auto* sums = reinterpret_cast<const int32_t*>(packed + panel_data_bytes(g_.k));
+    const auto& ss = g_.b.scale_stride;
+    const float* scale = g_.b.scale ? g_.b.scale + i.offset(ss.batch) + col * ss.row : nullptr;
+    info = ColInfo{};
+    for (int c = 0; c < cols; ++c) info.bias[c] = g_.bias ? g_.bias[col + c] : 0.0f;
+    if (out_ == IntOut::f64) return exact_column_info(i, col, cols, packed, sums, scale, info);
+    const auto unit = int64_t(a_.shift * factor_), constant = int64_t(k_shift() * factor_);
+    for (int c = 0; c < cols; ++c) info.correction[c] = int32_t(uint32_t(unit * sums[c] + constant));
+    if (out_ == IntOut::s32) return;
+    const bool a_varies = g_.a.scale_stride.row != 0;
+    const double a =
+        a_varies ? 1.0 : g_.alpha / factor_ * double(g_.a.scale[i.offset(g_.a.scale_stride.batch)]);
+    for (int c = 0; c < cols; ++c) info.scale[c] = ss.row == 0 ? 1.0f : float(a * double(scale[c * ss.row]));
+  }
+
+  void exact_column_info(const BatchIndex& i, int64_t col, int cols, const char* packed, const int32_t* sums,
+                         const float* scale, ColInfo& info) const {
+    const float* b = g_.a.offset ? g_.a.offset + i.offset(g_.a.offset_stride.batch) : nullptr;
+    const auto& es = g_.b.offset_stride;
+    if (b && g_.a.offset_stride.k)
+      weighted_sums<int8_t>(packed, detail::panel_width(cols), cols, g_.k, b_.shift, b, g_.a.offset_stride.k,
+                            info.u);
+    for (int c = 0; c < cols; ++c) {
+      info.sum[c] = a_.shift * sums[c] + k_shift();
+      info.w[c] = g_.alpha * double(scale[c * g_.b.scale_stride.row]);
+      if (b && !g_.a.offset_stride.k) info.u[c] = double(b[0]) * (sums[c] + double(g_.k) * b_.shift);
+      if (g_.b.offset && es.row)
+        info.e[c] = g_.alpha * double(g_.b.offset[i.offset(es.batch) + (col + c) * es.row]);
+    }
+  }
+
+  const CodedGemmArgs& g_;
+  const detail::IntKernel kernel_;
+  const Packing a_, b_;
+  const IntOut out_;
+  const int factor_;
+  const size_t tile_bytes_;
+};
+
+void coded_gemm_cpu(const CodedGemmArgs& args, Stream) {
+  CodedGemmArgs g = args;
+  detail::fold_batches(g, g.quantize ? &g.quantize_stride : nullptr);
+  const CodedEngine e(g, detail::gemm_kernel_int8(current_isa()));
+  detail::BlockedProduct(e, e.blocking()).run();
+}
+
+template <class Code>
+void quantize_codes(const float* x, int64_t step, int64_t n, float a, const float* b, int64_t b_step,
+                    float lo, float hi, Code* codes, int64_t codes_step) {
+  const auto run = [&](auto packed, auto scalar) {
+    const float first = b ? b[0] : 0.0f;
+    for (int64_t i = 0; i < n; ++i) {
+      const float u = (x[packed ? i : i * step] - (scalar ? first : b[i * b_step])) / a;
+      const float low = u < hi ? u : hi;
+      codes[packed ? i : i * codes_step] = Code(int32_t(std::rint(low > lo ? low : lo)));
+    }
+  };
+  const bool packed = step == 1 && codes_step == 1, scalar = !b || b_step == 0;
+  if (packed && scalar)
+    run(std::true_type{}, std::true_type{});
+  else if (scalar)
+    run(std::false_type{}, std::true_type{});
+  else
+    run(std::false_type{}, std::false_type{});
+}
+
+}  // namespace
+
+constinit KernelSlot<CodedGemmArgs> coded_gemm_kernel("coded_gemm", coded_gemm_cpu);
+
+void quantize_line(const float* x, int64_t step, int64_t n, float a, const float* b, int64_t b_step, float lo,
+                   float hi, void* codes, int64_t codes_step) {
+  // a code's byte is the same for u8 and i8
+  quantize_codes(x, step, n, a, b, b_step, lo, hi, static_cast<uint8_t*>(codes), codes_step);
+}
+
+namespace {
+
+void check_bound(const char* op, const CodedGemmArgs& g) {
+  const bool plain = g.c_dtype == DType::i32;
+  const Packing a = packing(g.a, true, plain), b = packing(g.b, false, plain);
+  const double term =
+      choose_output(g, a, b) == IntOut::f64 ? double(a.max_packed) * b.max_packed : a.max_value * b.max_value;
+  LOWBIT_CHECK(double(g.k) * term <= kInt32Max, value, op, "K · max|a| · max|b| must be at most ",
+               int64_t(kInt32Max), " (got K = ", g.k, ", codes in [", g.a.lo, ", ", g.a.hi, "] and [", g.b.lo,
+               ", ", g.b.hi, "]); split K");
+}
+
+void check_codes(const char* op, const GemmInput& x) {
+  x.check(op);
+  LOWBIT_CHECK(x.values().dtype() == DType::u8 || x.values().dtype() == DType::i8, dtype, op,
+               "operands must be u8 or i8 codes (got ", x.str(), ")");
+}
+
+/// Bounds a tensor of codes cannot leave.
+GemmOperand code_operand(const GemmInput& x, int batch_dims) {
+  GemmOperand o = x.operand(batch_dims, true);
+  const bool is_signed = o.dtype == DType::i8;
+  o.lo = std::max(x.coded() ? o.lo : -128, is_signed ? -128 : 0);
+  o.hi = std::min(x.coded() ? o.hi : 255, is_signed ? 127 : 255);
+  return o;
+}
+
+/// Shapes, strides and operands common to both products. B is [..., n, k].
+CodedGemmArgs make_args(const char* op, Tensor& out, const GemmInput& a, const GemmInput& b, DType t) {
+  check_codes(op, a), check_codes(op, b);
+  LOWBIT_CHECK(a.cols() == b.cols(), shape, op, "a [..., M, K] and b [..., N, K] must have one K (got ",
+               a.str(), " and ", b.str(), ")");
+  Shape expected = gemm_batch_shape(op, a, b);
+  const int batch_dims = expected.ndim();
+  expected.append(a.rows());
+  expected.append(b.rows());
+  LOWBIT_CHECK(out.defined() && out.shape() == expected && out.dtype() == t, shape, op, "output must be ",
+               expected.str(), " ", dtype_name(t), " (got ",
+               out.defined() ? out.str() : "an undefined tensor", ")");
+  LOWBIT_CHECK(a.values().device() == out.device() && b.values().device() == out.device(), device, op,
+               "operands and output must be on one device (got ", a.str(), ", ", b.str(), " and ", out.str(),
+               ")");
+  CodedGemmArgs g;
+  g.m = a.rows(), g.n = b.rows(), g.k = a.cols();
+  g.a = code_operand(a, batch_dims);
+  g.b = code_operand(b, batch_dims);
+  const View c = out.mutable_view();
+  g.c = c.data, g.c_dtype = t;
+  g.c_row = c.stride[batch_dims], g.c_col = c.stride[batch_dims + 1];
+  for (int d = 0; d < batch_dims; ++d) {
+    g.batch[kMaxBatchDims - batch_dims + d] = c.shape[d];
+    g.c_batch[kMaxBatchDims - batch_dims + d] = c.stride[d];
+  }
+  return g;
+}
+
+void set_quantize(CodedGemmArgs& g, const GemmInput& a, const Tensor& x) {
+  constexpr const char* op = "coded_gemm";
+  LOWBIT_CHECK(
+      x.shape() == a.values().shape() && x.dtype() == DType::f32 && x.device() == a.values().device(), shape,
+      op, "values to quantize must be f32 of the shape of the codes (got ", x.str(), " for ", a.str(), ")");
+  LOWBIT_CHECK(g.a.shift == 0, value, op, "fused quantization needs codes without shift (got ", g.a.shift,
+               ")");
+  for (int d = 0; d < kMaxBatchDims; ++d)
+    LOWBIT_CHECK(g.batch[d] == 1 || g.a.stride.batch[d] != 0, shape, op,
+                 "codes to be written must not be broadcast (got ", a.str(), ")");
+  const GemmInput values(x);
+  const GemmOperand o = (a.transposed() ? values.t() : values).operand(kMaxBatchDims, true);
+  g.quantize = static_cast<const float*>(o.data);
+  g.quantize_stride = o.stride;
+  Tensor codes = a.values();
+  codes.mutable_view();  // counts the write
+}
+
+void coded_product(Tensor& out, const GemmInput& a, const GemmInput& b, const void* packed,
+                   const Tensor& bias, double alpha, const Tensor& quantize) {
+  constexpr const char* op = "coded_gemm";
+  LOWBIT_CHECK(a.coded() && b.coded(), dtype, op, "operands must be Coded (got ", a.str(), " and ", b.str(),
+               ")");
+  CodedGemmArgs g = make_args(op, out, a, b, DType::f32);
+  LOWBIT_CHECK(coded_gemm_supported(a, b), value, op,
+               "a scale along the contracted dimension does not factor out (got ", a.str(), " and ", b.str(),
+               "); dequantize and use gemm");
+  LOWBIT_CHECK(g.a.offset_stride.row == 0, value, op, "an offset of a must not vary along M (got ", a.str(),
+               ")");
+  LOWBIT_CHECK(
+      !bias.defined() || (bias.dtype() == DType::f32 && bias.shape() == Shape{b.rows()} && bias.contiguous()),
+      shape, op, "bias must be a contiguous f32 [", b.rows(), "] (got ", bias.defined() ? bias.str() : "",
+      ")");
+  g.bias = bias.defined() ? bias.data_const<float>() : nullptr;
+  g.alpha = alpha;
+  g.packed_b = packed;
+  if (quantize.defined()) set_quantize(g, a, quantize);
+  check_bound(op, g);
+  coded_gemm_kernel(g, out.device());
+}
+
+}  // namespace
+
+bool coded_gemm_supported(const GemmInput& a, const GemmInput& b) {
+  const auto along_k = [](const GemmInput& x) { return x.operand(kMaxBatchDims, true).scale_stride.k != 0; };
+  return !along_k(a) && !along_k(b);
+}
+
+PackedCodes pack_b(const Coded& b) {
+  constexpr const char* op = "pack_b";
+  const GemmInput input(b);
+  check_codes(op, input);
+  LOWBIT_CHECK(b.codes.ndim() == 2, shape, op, "codes must be [N, K] (got ", b.codes.str(), ")");
+  LOWBIT_CHECK(!b.codes.device().is_cuda(), device, op, "codes must be on the cpu (got ", b.codes.str(), ")");
+  const GemmOperand o = code_operand(input, 0);
+  const int64_t n = input.rows(), k = input.cols();
+  const Packing p = packing(o, false, false);
+  PackedCodes packed;
+  packed.coded_ = b;
+  packed.data_ = Tensor::empty({detail::ceil_div(n, kPanel) * int64_t(panel_bytes(k))}, DType::u8);
+  char* data = reinterpret_cast<char*>(packed.data_.data<uint8_t>());
+  parallel_for(detail::ceil_div(n, kPanel),
+               std::max<int64_t>(1, (1 << 15) / (kPanel * std::max<int64_t>(k, 1))),
+               [&](int64_t p0, int64_t p1) {
+                 for (int64_t i = p0; i < p1; ++i)
+                   pack_panel(o, p, 0, i * kPanel, int(std::min<int64_t>(kPanel, n - i * kPanel)), k,
+                              data + size_t(i) * panel_bytes(k));
+               });
+  return packed;
+}
+
+void gemm_int8(Tensor& out, const GemmInput& a, const GemmInput& b) {
+  const CodedGemmArgs g = make_args("gemm_int8", out, a, b, DType::i32);
+  check_bound("gemm_int8", g);
+  coded_gemm_kernel(g, out.device());
+}
+
+void coded_gemm(Tensor& out, const GemmInput& a, const GemmInput& b, const Tensor& bias, double alpha,
+                const Tensor& quantize) {
+  coded_product(out, a, b, nullptr, bias, alpha, quantize);
+}
+
+void coded_gemm(Tensor& out, const GemmInput& a, const PackedCodes& b, const Tensor& bias, double alpha,
+                const Tensor& quantize) {
+  LOWBIT_CHECK(b.defined(), value, "coded_gemm", "packed codes must be defined");
+  coded_product(out, a, b.coded(), b.data(), bias, alpha, quantize);
+}
+
+}  // namespace lowbit

@@ -1,0 +1,88 @@
+#pragma once
+// Micro-kernels of the matrix products: one tile of the result from two packed panels. Internal to the
+// engine.
+//
+// Packed A tile: [k][rows], rows ≤ mr.  Packed B panel: [k][width], width 32, or 16 when it has ≤ 16 columns.
+// The integer kernels hold four consecutive k of one row in one 32-bit word: [k/4][rows] words, k padded by
+// zeros. Every float kernel runs the same chain per element: s = fma(a_k, b_k, s) over k in increasing order
+// from 0.
+
+#include <cstdint>
+
+#include "tensor/engine/isa.h"
+
+namespace lowbit::detail {
+
+inline constexpr int kPanel = 32;    // columns of a packed panel of B
+inline constexpr int kMaxRows = 16;  // upper bound of mr over all kernels
+
+static constexpr int panel_width(int64_t cols) { return cols <= kPanel / 2 ? kPanel / 2 : kPanel; }
+
+/// c = alpha·s (beta = 0, c is not read) or fma(alpha, s, beta·c); then + bias[n].
+template <class T>
+struct Tile {
+  int rows, cols;
+  int64_t k;
+  const T* a;
+  const T* b;
+  int64_t b_step;  // elements between two k of b: the panel width
+  T* c;
+  int64_t ldc;
+  T alpha, beta;
+  const T* bias;  // or null
+};
+
+template <class T>
+struct FloatKernel {
+  int mr;
+  void (*run)(const Tile<T>&);
+};
+
+FloatKernel<float> gemm_kernel_f32(Isa isa);
+FloatKernel<double> gemm_kernel_f64();
+
+/// What the epilogue of an integer tile needs of its rows and columns; see gemm_int8.h for the formulas.
+struct RowInfo {
+  int32_t correction[kMaxRows];
+  float scale[kMaxRows];
+  double sum[kMaxRows], a[kMaxRows], z[kMaxRows], q[kMaxRows];
+};
+struct ColInfo {
+  int32_t correction[kPanel];
+  float scale[kPanel], bias[kPanel];
+  double sum[kPanel], w[kPanel], u[kPanel], e[kPanel];
+};
+
+enum class IntOut : uint8_t { s32, f32, f64 };
+
+struct IntTile {
+  int rows, cols;
+  int64_t words;  // ceil(k / 4)
+  const uint32_t* a;
+  const uint32_t* b;
+  int64_t b_step;
+  bool narrow;  // 2·max(a)·max|b| ≤ 32767: pairs of products fit 16 bits
+  IntOut out;
+  int shift;  // s32, f32: v = (acc << shift) + row.correction + col.correction, modulo 2^32
+  const RowInfo* row;
+  const ColInfo* col;
+  void* c;  // int32 or float
+  int64_t ldc;
+};
+
+struct IntKernel {
+  int mr;
+  void (*run)(const IntTile&);
+};
+
+IntKernel gemm_kernel_int8(Isa isa);
+
+void gemm_tile_f32_avx512(const Tile<float>&);
+void gemm_tile_int8_avx512(const IntTile&);
+void gemm_tile_f32_avx2(const Tile<float>&);
+void gemm_tile_int8_avx2(const IntTile&);
+
+/// Epilogue from accumulators in memory, acc[r · kPanel + c]; the definition the vector kernels must equal.
+void int_epilogue(const IntTile& t, int row0, int rows, int col0, int cols, const int32_t* acc);
+
+}  // namespace lowbit::detail

@@ -1,0 +1,192 @@
+// AVX-512 (VNNI) micro-kernels, tiles of 14 × 32. Accumulators are indexed by constants of fold expressions
+// only: gcc 12 keeps an array indexed by a loop variable in memory, at a third of the speed.
+#if defined(__x86_64__)
+
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // gcc 12's own intrinsics headers
+#include <immintrin.h>
+
+#include <utility>
+
+#include "tensor/engine/gemm_kernels.h"
+
+namespace lowbit::detail {
+
+namespace {
+
+constexpr int kRows = 14;
+
+template <int... I>
+using Seq = std::integer_sequence<int, I...>;
+
+#define LOWBIT_INLINE static inline __attribute__((always_inline))
+
+LOWBIT_INLINE __mmask16 lanes(int n) { return n >= 16 ? 0xffff : n <= 0 ? 0 : __mmask16((1u << n) - 1); }
+
+template <int kV>
+LOWBIT_INLINE void store_f32(const Tile<float>& t, int r, const __m512 (&s)[kV]) {
+  const __m512 alpha = _mm512_set1_ps(t.alpha), beta = _mm512_set1_ps(t.beta);
+  for (int v = 0; v < kV; ++v) {
+    const __mmask16 m = lanes(t.cols - 16 * v);
+    float* c = t.c + r * t.ldc + 16 * v;
+    __m512 y = t.beta == 0 ? _mm512_mul_ps(alpha, s[v])
+                           : _mm512_fmadd_ps(alpha, s[v], _mm512_mul_ps(beta, _mm512_maskz_loadu_ps(m, c)));
+    if (t.bias) y = _mm512_add_ps(y, _mm512_maskz_loadu_ps(m, t.bias + 16 * v));
+    _mm512_mask_storeu_ps(c, m, y);
+  }
+}
+
+template <int kV, int... R>
+LOWBIT_INLINE void tile_f32(const Tile<float>& t, Seq<R...>) {
+  constexpr int rows = sizeof...(R);
+  __m512 s0[rows], s1[rows];
+  ((s0[R] = s1[R] = _mm512_setzero_ps()), ...);
+  const float *a = t.a, *b = t.b;
+  for (int64_t k = t.k; k > 0; --k, a += rows, b += t.b_step) {
+    const __m512 b0 = _mm512_loadu_ps(b);
+    __m512 b1 = b0;
+    if constexpr (kV == 2) b1 = _mm512_loadu_ps(b + 16);
+    const auto step = [&](int r, __m512& x, __m512& y) __attribute__((always_inline)) {
+      const __m512 v = _mm512_set1_ps(a[r]);
+      x = _mm512_fmadd_ps(v, b0, x);
+      if constexpr (kV == 2) y = _mm512_fmadd_ps(v, b1, y);
+    };
+    (step(R, s0[R], s1[R]), ...);
+  }
+  const auto store = [&](int r, __m512 x, __m512 y) __attribute__((always_inline)) {
+    if constexpr (kV == 2) {
+      const __m512 s[2] = {x, y};
+      store_f32(t, r, s);
+    } else {
+      const __m512 s[1] = {x};
+      store_f32(t, r, s);
+    }
+  };
+  (store(R, s0[R], s1[R]), ...);
+}
+
+template <int kV>
+LOWBIT_INLINE void store_int(const IntTile& t, int r, const __m512i (&s)[kV]) {
+  const __m512i row = _mm512_set1_epi32(t.row->correction[r]);
+  const __m128i shift = _mm_cvtsi32_si128(t.shift);
+  for (int v = 0; v < kV; ++v) {
+    const __mmask16 m = lanes(t.cols - 16 * v);
+    const __m512i x = _mm512_add_epi32(_mm512_add_epi32(_mm512_sll_epi32(s[v], shift), row),
+                                       _mm512_loadu_si512(t.col->correction + 16 * v));
+    if (t.out == IntOut::s32) {
+      _mm512_mask_storeu_epi32(static_cast<int32_t*>(t.c) + r * t.ldc + 16 * v, m, x);
+    } else {
+      const __m512 scale =
+          _mm512_mul_ps(_mm512_set1_ps(t.row->scale[r]), _mm512_loadu_ps(t.col->scale + 16 * v));
+      const __m512 y = _mm512_fmadd_ps(_mm512_cvtepi32_ps(x), scale, _mm512_loadu_ps(t.col->bias + 16 * v));
+      _mm512_mask_storeu_ps(static_cast<float*>(t.c) + r * t.ldc + 16 * v, m, y);
+    }
+  }
+}
+
+LOWBIT_INLINE __m256 exact8(const IntTile& t, int r, int c, __m256i acc) {
+  const RowInfo& ri = *t.row;
+  const ColInfo& ci = *t.col;
+  const __m512d s = _mm512_add_pd(_mm512_add_pd(_mm512_cvtepi32_pd(acc), _mm512_set1_pd(ri.sum[r])),
+                                  _mm512_loadu_pd(ci.sum + c));
+  __m512d y = _mm512_fmadd_pd(s, _mm512_set1_pd(ri.a[r]), _mm512_loadu_pd(ci.u + c));
+  y = _mm512_fmadd_pd(y, _mm512_loadu_pd(ci.w + c), _mm512_set1_pd(ri.z[r]));
+  y = _mm512_fmadd_pd(_mm512_loadu_pd(ci.e + c), _mm512_set1_pd(ri.q[r]), y);
+  return _mm512_cvtpd_ps(_mm512_add_pd(y, _mm512_cvtps_pd(_mm256_loadu_ps(ci.bias + c))));
+}
+
+template <int kV>
+LOWBIT_INLINE void store_exact(const IntTile& t, int r, const __m512i (&s)[kV]) {
+  for (int v = 0; v < kV; ++v) {
+    const __m256 lo = exact8(t, r, 16 * v, _mm512_castsi512_si256(s[v]));
+    const __m256 hi = exact8(t, r, 16 * v + 8, _mm512_extracti64x4_epi64(s[v], 1));
+    const __m512 y = _mm512_insertf32x8(_mm512_castps256_ps512(lo), hi, 1);
+    _mm512_mask_storeu_ps(static_cast<float*>(t.c) + r * t.ldc + 16 * v, lanes(t.cols - 16 * v), y);
+  }
+}
+
+template <int kV>
+__attribute__((noinline)) void store_exact_tile(const IntTile& t, const __m512i* acc) {
+  for (int r = 0; r < t.rows; ++r) {
+    __m512i s[kV];
+    for (int v = 0; v < kV; ++v) s[v] = acc[r * kV + v];
+    store_exact<kV>(t, r, s);
+  }
+}
+
+template <int kV, int... R>
+LOWBIT_INLINE void tile_int(const IntTile& t, Seq<R...>) {
+  constexpr int rows = sizeof...(R);
+  __m512i s0[rows], s1[rows];
+  ((s0[R] = s1[R] = _mm512_setzero_si512()), ...);
+  const auto* a = reinterpret_cast<const int32_t*>(t.a);
+  const uint32_t* b = t.b;
+  for (int64_t k = t.words; k > 0; --k, a += rows, b += t.b_step) {
+    const __m512i b0 = _mm512_loadu_si512(b);
+    __m512i b1 = b0;
+    if constexpr (kV == 2) b1 = _mm512_loadu_si512(b + 16);
+    const auto step = [&](int r, __m512i& x, __m512i& y) __attribute__((always_inline)) {
+      // a float broadcast: straight from memory, not through a general register
+      const __m512i v = _mm512_castps_si512(_mm512_set1_ps(reinterpret_cast<const float*>(a)[r]));
+      x = _mm512_dpbusd_epi32(x, v, b0);
+      if constexpr (kV == 2) y = _mm512_dpbusd_epi32(y, v, b1);
+    };
+    (step(R, s0[R], s1[R]), ...);
+  }
+  if (t.out == IntOut::f64) {
+    __m512i acc[rows * kV];
+    ((acc[R * kV] = s0[R]), ...);
+    if constexpr (kV == 2) ((acc[R * kV + 1] = s1[R]), ...);
+    store_exact_tile<kV>(t, acc);
+    return;
+  }
+  const auto store = [&](int r, __m512i x, __m512i y) __attribute__((always_inline)) {
+    if constexpr (kV == 2) {
+      const __m512i s[2] = {x, y};
+      store_int(t, r, s);
+    } else {
+      const __m512i s[1] = {x};
+      store_int(t, r, s);
+    }
+  };
+  (store(R, s0[R], s1[R]), ...);
+}
+
+template <int kV, int kR>
+void run_f32(const Tile<float>& t) {
+  tile_f32<kV>(t, std::make_integer_sequence<int, kR>{});
+}
+template <int kV, int kR>
+void run_int(const IntTile& t) {
+  tile_int<kV>(t, std::make_integer_sequence<int, kR>{});
+}
+
+template <int kV, int... R>
+LOWBIT_INLINE void pick_f32(const Tile<float>& t, Seq<R...>) {
+  static constexpr void (*table[])(const Tile<float>&) = {run_f32<kV, R + 1>...};
+  table[t.rows - 1](t);
+}
+template <int kV, int... R>
+LOWBIT_INLINE void pick_int(const IntTile& t, Seq<R...>) {
+  static constexpr void (*table[])(const IntTile&) = {run_int<kV, R + 1>...};
+  table[t.rows - 1](t);
+}
+
+}  // namespace
+
+void gemm_tile_f32_avx512(const Tile<float>& t) {
+  if (t.cols <= 16)
+    pick_f32<1>(t, std::make_integer_sequence<int, kRows>{});
+  else
+    pick_f32<2>(t, std::make_integer_sequence<int, kRows>{});
+}
+
+void gemm_tile_int8_avx512(const IntTile& t) {
+  if (t.cols <= 16)
+    pick_int<1>(t, std::make_integer_sequence<int, kRows>{});
+  else
+    pick_int<2>(t, std::make_integer_sequence<int, kRows>{});
+}
+
+}  // namespace lowbit::detail
+
+#endif

@@ -1,0 +1,93 @@
+// Portable micro-kernels; they define the results of the others.
+
+#include <algorithm>
+#include <cmath>
+
+#include "tensor/engine/gemm_kernels.h"
+
+namespace lowbit::detail {
+
+namespace {
+
+template <class T, int kRows, int kCols>
+void tile_block(const Tile<T>& t, int r0, int rows, int c0, int cols) {
+  T s[kRows][kCols] = {};
+  for (int64_t k = 0; k < t.k; ++k)
+    for (int r = 0; r < rows; ++r)
+      for (int c = 0; c < kCols; ++c)
+        s[r][c] = std::fma(t.a[k * t.rows + r0 + r], t.b[k * t.b_step + c0 + c], s[r][c]);
+  for (int r = 0; r < rows; ++r)
+    for (int c = 0; c < cols; ++c) {
+      T& out = t.c[(r0 + r) * t.ldc + c0 + c];
+      const T v = t.beta == 0 ? t.alpha * s[r][c] : std::fma(t.alpha, s[r][c], t.beta * out);
+      out = t.bias ? v + t.bias[c0 + c] : v;
+    }
+}
+
+template <class T>
+void tile_portable(const Tile<T>& t) {
+  constexpr int kRows = 4, kCols = 16;
+  for (int c0 = 0; c0 < t.cols; c0 += kCols)
+    for (int r0 = 0; r0 < t.rows; r0 += kRows)
+      tile_block<T, kRows, kCols>(t, r0, std::min(kRows, t.rows - r0), c0, std::min(kCols, t.cols - c0));
+}
+
+void tile_int8_portable(const IntTile& t) {
+  const auto* a = reinterpret_cast<const uint8_t*>(t.a);
+  const auto* b = reinterpret_cast<const int8_t*>(t.b);
+  int32_t acc[kMaxRows * kPanel] = {};
+  for (int64_t w = 0; w < t.words; ++w)
+    for (int r = 0; r < t.rows; ++r)
+      for (int c = 0; c < t.cols; ++c)
+        for (int i = 0; i < 4; ++i)
+          acc[r * kPanel + c] += int(a[(w * t.rows + r) * 4 + i]) * int(b[(w * t.b_step + c) * 4 + i]);
+  int_epilogue(t, 0, t.rows, 0, t.cols, acc);
+}
+
+int32_t corrected(const IntTile& t, int32_t acc, int r, int c) {
+  return int32_t((uint32_t(acc) << t.shift) + uint32_t(t.row->correction[r]) +
+                 uint32_t(t.col->correction[c]));
+}
+
+}  // namespace
+
+void int_epilogue(const IntTile& t, int row0, int rows, int col0, int cols, const int32_t* acc) {
+  const RowInfo& ri = *t.row;
+  const ColInfo& ci = *t.col;
+  for (int r = row0; r < row0 + rows; ++r, acc += kPanel)
+    for (int c = col0; c < col0 + cols; ++c) {
+      const int32_t s = acc[c - col0];
+      if (t.out == IntOut::s32) {
+        static_cast<int32_t*>(t.c)[r * t.ldc + c] = corrected(t, s, r, c);
+      } else if (t.out == IntOut::f32) {
+        static_cast<float*>(t.c)[r * t.ldc + c] =
+            std::fma(float(corrected(t, s, r, c)), ri.scale[r] * ci.scale[c], ci.bias[c]);
+      } else {
+        const double exact = double(s) + ri.sum[r] + ci.sum[c];
+        const double y = std::fma(std::fma(exact, ri.a[r], ci.u[c]), ci.w[c], ri.z[r]);
+        static_cast<float*>(t.c)[r * t.ldc + c] = float(std::fma(ci.e[c], ri.q[r], y) + double(ci.bias[c]));
+      }
+    }
+}
+
+FloatKernel<double> gemm_kernel_f64() { return {4, tile_portable<double>}; }
+
+FloatKernel<float> gemm_kernel_f32(Isa isa) {
+#if defined(__x86_64__)
+  if (isa == Isa::avx512) return {14, gemm_tile_f32_avx512};
+  if (isa == Isa::avx2) return {6, gemm_tile_f32_avx2};
+#endif
+  (void)isa;
+  return {8, tile_portable<float>};
+}
+
+IntKernel gemm_kernel_int8(Isa isa) {
+#if defined(__x86_64__)
+  if (isa == Isa::avx512) return {14, gemm_tile_int8_avx512};
+  if (isa == Isa::avx2) return {6, gemm_tile_int8_avx2};
+#endif
+  (void)isa;
+  return {8, tile_int8_portable};
+}
+
+}  // namespace lowbit::detail

@@ -1,0 +1,235 @@
+#include "tensor/engine/gemm_pack.h"
+
+#include <array>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <new>
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+namespace lowbit::detail {
+
+void* thread_scratch(Scratch slot, size_t bytes) {
+  struct Free {
+    void operator()(void* p) const { std::free(p); }
+  };
+  struct Buffer {
+    std::unique_ptr<void, Free> data;
+    size_t bytes = 0;
+  };
+  thread_local std::array<Buffer, 4> buffers;
+  Buffer& b = buffers[size_t(slot)];
+  if (bytes > b.bytes) {
+    const size_t size = round_up(bytes + bytes / 4, 4096);
+    b.data.reset();
+    b.data.reset(std::aligned_alloc(64, size));
+    if (!b.data) throw std::bad_alloc();
+    b.bytes = size;
+  }
+  return b.data.get();
+}
+
+namespace {
+
+uint32_t load_word(const uint8_t* p) {
+  uint32_t w;
+  std::memcpy(&w, p, 4);
+  return w;
+}
+
+uint32_t subtract_bytes(uint32_t w, uint8_t sub) {
+  uint32_t out = 0;
+  for (int i = 0; i < 4; ++i) out |= uint32_t(uint8_t((w >> (8 * i)) - sub)) << (8 * i);
+  return out;
+}
+
+#if defined(__AVX2__)
+
+/// 8 rows × 8 words, transposed: column c goes to dst + c · ld, in increasing c (an overhang is overwritten).
+inline void transpose_8x8(const uint8_t* const (&row)[8], int64_t byte, __m256i sub, uint32_t* dst, int ld) {
+  __m256 v[8], t[8];
+  for (int i = 0; i < 8; ++i)
+    v[i] = _mm256_castsi256_ps(
+        _mm256_sub_epi8(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(row[i] + byte)), sub));
+  for (int i = 0; i < 4; ++i) {
+    t[2 * i] = _mm256_unpacklo_ps(v[2 * i], v[2 * i + 1]);
+    t[2 * i + 1] = _mm256_unpackhi_ps(v[2 * i], v[2 * i + 1]);
+  }
+  for (int h = 0; h < 2; ++h) {
+    v[4 * h] = _mm256_shuffle_ps(t[4 * h], t[4 * h + 2], 0x44);
+    v[4 * h + 1] = _mm256_shuffle_ps(t[4 * h], t[4 * h + 2], 0xee);
+    v[4 * h + 2] = _mm256_shuffle_ps(t[4 * h + 1], t[4 * h + 3], 0x44);
+    v[4 * h + 3] = _mm256_shuffle_ps(t[4 * h + 1], t[4 * h + 3], 0xee);
+  }
+  auto* out = reinterpret_cast<float*>(dst);
+  for (int i = 0; i < 4; ++i) _mm256_storeu_ps(out + i * ld, _mm256_permute2f128_ps(v[i], v[i + 4], 0x20));
+  for (int i = 0; i < 4; ++i)
+    _mm256_storeu_ps(out + (i + 4) * ld, _mm256_permute2f128_ps(v[i], v[i + 4], 0x31));
+}
+
+/// A group of 8 rows may store past its column; groups run from the last to the first, so the first words of
+/// the next column are written after the overhang.
+int64_t transpose_blocks(const uint8_t* src, int64_t row_bytes, int rows, int64_t words, uint8_t sub,
+                         uint32_t* dst, int ld) {
+  const __m256i s = _mm256_set1_epi8(char(sub));
+  const int64_t whole = words / 8 * 8;
+  for (int64_t c = 0; c < whole; c += 8)
+    for (int r0 = (rows - 1) / 8 * 8; r0 >= 0; r0 -= 8) {
+      const uint8_t* row[8];
+      for (int i = 0; i < 8; ++i) row[i] = src + std::min(r0 + i, rows - 1) * row_bytes;
+      transpose_8x8(row, c * 4, s, dst + c * ld + r0, ld);
+    }
+  return whole;
+}
+
+/// Columns of the source are contiguous: rows of up to 8 floats are copied.
+void copy_floats(const float* src, int64_t col, int rows, int64_t cols, float* dst, int ld) {
+  const __m256i tail =
+      _mm256_cmpgt_epi32(_mm256_set1_epi32(rows % 8), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+  const int whole = rows / 8 * 8;
+  for (int64_t k = 0; k < cols; ++k, src += col, dst += ld) {
+    for (int r = 0; r < whole; r += 8) _mm256_storeu_ps(dst + r, _mm256_loadu_ps(src + r));
+    if (whole < rows) _mm256_storeu_ps(dst + whole, _mm256_maskload_ps(src + whole, tail));
+  }
+}
+
+/// Up to 16 bytes of a row that holds `n` more.
+inline __m128i load_bytes(const uint8_t* p, int n) {
+  if (n >= 16) return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  if (n >= 8) {  // two halves; the second ends with the row and is shifted down
+    const __m128i lo = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
+    const __m128i hi = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p + n - 8));
+    return _mm_unpacklo_epi64(lo, _mm_srl_epi64(hi, _mm_cvtsi32_si128(8 * (16 - n))));
+  }
+  alignas(16) uint8_t buffer[16] = {};
+  for (int i = 0; i < n; ++i) buffer[i] = p[i];
+  return _mm_load_si128(reinterpret_cast<const __m128i*>(buffer));
+}
+
+/// Rows of the operand are contiguous bytes: four k are interleaved, 16 rows at a time, last group first.
+int64_t interleave_codes(const uint8_t* src, int64_t col, int rows, int64_t k, uint8_t sub, uint32_t* dst,
+                         int ld) {
+  const __m128i s = _mm_set1_epi8(char(sub));
+  const int64_t words = k / 4;
+  for (int64_t w = 0; w < words; ++w)
+    for (int r0 = (rows - 1) / 16 * 16; r0 >= 0; r0 -= 16) {
+      __m128i v[4];
+      for (int i = 0; i < 4; ++i) v[i] = _mm_sub_epi8(load_bytes(src + (4 * w + i) * col + r0, rows - r0), s);
+      const __m128i a = _mm_unpacklo_epi8(v[0], v[1]), b = _mm_unpackhi_epi8(v[0], v[1]);
+      const __m128i c = _mm_unpacklo_epi8(v[2], v[3]), d = _mm_unpackhi_epi8(v[2], v[3]);
+      const __m128i out[4] = {_mm_unpacklo_epi16(a, c), _mm_unpackhi_epi16(a, c), _mm_unpacklo_epi16(b, d),
+                              _mm_unpackhi_epi16(b, d)};
+      for (int i = 0; i < 4 && r0 + 4 * i < rows; ++i)
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(dst + w * ld + r0 + 4 * i), out[i]);
+    }
+  return words;
+}
+
+#else
+
+int64_t transpose_blocks(const uint8_t*, int64_t, int, int64_t, uint8_t, uint32_t*, int) { return 0; }
+void copy_floats(const float* src, int64_t col, int rows, int64_t cols, float* dst, int ld) {
+  for (int64_t k = 0; k < cols; ++k) std::memcpy(dst + k * ld, src + k * col, size_t(rows) * 4);
+}
+int64_t interleave_codes(const uint8_t*, int64_t, int, int64_t, uint8_t, uint32_t*, int) { return 0; }
+
+#endif
+
+template <class Code>
+void convert_line(const Code* src, int64_t step, int64_t n, float shift, const float* scale, int64_t ss,
+                  const float* offset, int64_t os, float* dst) {
+  const auto run = [&](auto unit_step, auto unit_scale) {
+    const int64_t cs = unit_step ? 1 : step;
+    const float first = scale[0];
+    for (int64_t i = 0; i < n; ++i)
+      dst[i] = (unit_scale ? first : scale[i * ss]) * (float(src[i * cs]) + shift);
+  };
+  if (step == 1 && ss == 0)
+    run(std::true_type{}, std::true_type{});
+  else
+    run(std::false_type{}, std::false_type{});
+  if (!offset) return;
+  if (os == 0) {
+    const float b = offset[0];
+    for (int64_t i = 0; i < n; ++i) dst[i] += b;
+  } else {
+    for (int64_t i = 0; i < n; ++i) dst[i] += offset[i * os];
+  }
+}
+
+template <class Code>
+void sum_lines(const Code* src, int64_t row, int64_t col, int rows, int64_t k, int32_t* sums) {
+  std::fill_n(sums, rows, 0);
+  if (col == 1) {
+    for (int r = 0; r < rows; ++r) {
+      const Code* p = src + r * row;
+      int32_t s = 0;
+      for (int64_t i = 0; i < k; ++i) s += p[i];
+      sums[r] = s;
+    }
+  } else {
+    for (int64_t i = 0; i < k; ++i)
+      for (int r = 0; r < rows; ++r) sums[r] += src[i * col + r * row];
+  }
+}
+
+}  // namespace
+
+void pack_words_transposed(const uint8_t* src, int64_t row_bytes, int rows, int64_t words, uint8_t sub,
+                           uint32_t* dst, int ld) {
+  for (int64_t c = transpose_blocks(src, row_bytes, rows, words, sub, dst, ld); c < words; ++c)
+    for (int r = 0; r < rows; ++r)
+      dst[c * ld + r] = subtract_bytes(load_word(src + r * row_bytes + c * 4), sub);
+}
+
+void pack_floats(const float* src, int64_t row, int64_t col, int rows, int64_t cols, float* dst, int ld) {
+  if (row == 1) return copy_floats(src, col, rows, cols, dst, ld);
+  if (col == 1)
+    return pack_words_transposed(reinterpret_cast<const uint8_t*>(src), row * 4, rows, cols, 0,
+                                 reinterpret_cast<uint32_t*>(dst), ld);
+  for (int64_t k = 0; k < cols; ++k)
+    for (int r = 0; r < rows; ++r) dst[k * ld + r] = src[r * row + k * col];
+}
+
+void pack_floats(const double* src, int64_t row, int64_t col, int rows, int64_t cols, double* dst, int ld) {
+  for (int64_t k = 0; k < cols; ++k)
+    for (int r = 0; r < rows; ++r) dst[k * ld + r] = src[r * row + k * col];
+}
+
+void pack_codes(const uint8_t* src, int64_t row, int64_t col, int rows, int64_t k, uint8_t sub, uint32_t* dst,
+                int ld) {
+  int64_t done = 0;
+  if (col == 1) {
+    done = k / 4;
+    pack_words_transposed(src, row, rows, done, sub, dst, ld);
+  } else if (row == 1) {
+    done = interleave_codes(src, col, rows, k, sub, dst, ld);
+  }
+  for (int64_t w = done; w * 4 < k; ++w)
+    for (int r = 0; r < rows; ++r) {
+      uint32_t word = 0;
+      for (int64_t i = 0; i < std::min<int64_t>(4, k - 4 * w); ++i)
+        word |= uint32_t(uint8_t(src[r * row + (4 * w + i) * col] - sub)) << (8 * i);
+      dst[w * ld + r] = word;
+    }
+}
+
+void sum_codes(const void* src, bool is_signed, int64_t row, int64_t col, int rows, int64_t k,
+               int32_t* sums) {
+  if (is_signed)
+    sum_lines(static_cast<const int8_t*>(src), row, col, rows, k, sums);
+  else
+    sum_lines(static_cast<const uint8_t*>(src), row, col, rows, k, sums);
+}
+
+void convert_codes(const void* src, bool is_signed, int64_t step, int64_t n, float shift, const float* scale,
+                   int64_t ss, const float* offset, int64_t os, float* dst) {
+  if (is_signed)
+    convert_line(static_cast<const int8_t*>(src), step, n, shift, scale, ss, offset, os, dst);
+  else
+    convert_line(static_cast<const uint8_t*>(src), step, n, shift, scale, ss, offset, os, dst);
+}
+
+}  // namespace lowbit::detail

@@ -1,0 +1,206 @@
+#pragma once
+// Packing: strided operands into the panels of gemm_kernels.h, and the driver both product engines share.
+// Internal.
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <initializer_list>
+
+#include "tensor/core/thread_pool.h"
+#include "tensor/engine/gemm.h"
+#include "tensor/engine/gemm_kernels.h"
+
+namespace lowbit::detail {
+
+/// Reusable memory of the calling thread, 64-byte aligned, grown on demand and kept. One user per slot at a
+/// time.
+enum class Scratch : uint8_t { a, b, columns, stage };
+void* thread_scratch(Scratch slot, size_t bytes);
+
+/// Packed buffers end with this many spare bytes: vector stores may run past the last element.
+inline constexpr size_t kPackSlack = 64;
+
+/// dst[c · ld + r] = word r·row_bytes/4 + c of src, each byte minus `sub` (modulo 256); rows ≤ ld. Words need
+/// no alignment. Entries of rows in [rows, ld) and up to 7 words past the end are unspecified.
+void pack_words_transposed(const uint8_t* src, int64_t row_bytes, int rows, int64_t words, uint8_t sub,
+                           uint32_t* dst, int ld);
+
+/// dst[k · ld + r] = src[r · row + k · col]. Same slack as above.
+void pack_floats(const float* src, int64_t row, int64_t col, int rows, int64_t cols, float* dst, int ld);
+void pack_floats(const double* src, int64_t row, int64_t col, int rows, int64_t cols, double* dst, int ld);
+
+/// Byte codes into words of four consecutive k, each minus `sub`; the tail of k is filled with zeros.
+void pack_codes(const uint8_t* src, int64_t row, int64_t col, int rows, int64_t k, uint8_t sub, uint32_t* dst,
+                int ld);
+
+/// sums[r] = Σ_k code[r, k]
+void sum_codes(const void* src, bool is_signed, int64_t row, int64_t col, int rows, int64_t k, int32_t* sums);
+
+/// dst[i] = fl(fl(scale[i·ss] · (code[i·step] + shift)) + offset[i·os]); no addition when offset is null.
+void convert_codes(const void* src, bool is_signed, int64_t step, int64_t n, float shift, const float* scale,
+                   int64_t ss, const float* offset, int64_t os, float* dst);
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+inline size_t round_up(size_t n, size_t to) { return (n + to - 1) / to * to; }
+
+/// Position in the batch dimensions.
+struct BatchIndex {
+  int64_t i[kMaxBatchDims];
+  template <class Args>
+  static BatchIndex of(const Args& g, int64_t flat) {
+    const int64_t rest = flat / g.batch[2];
+    return {{rest / g.batch[1], rest % g.batch[1], flat % g.batch[2]}};
+  }
+  int64_t offset(const int64_t (&stride)[kMaxBatchDims]) const {
+    return i[0] * stride[0] + i[1] * stride[1] + i[2] * stride[2];
+  }
+};
+
+/// Two batches read the same B.
+template <class Args>
+bool same_b(const Args& g, int64_t x, int64_t y) {
+  const BatchIndex i = BatchIndex::of(g, x), j = BatchIndex::of(g, y);
+  for (const GemmOperand::Strides* s : {&g.b.stride, &g.b.scale_stride, &g.b.offset_stride})
+    if (i.offset(s->batch) != j.offset(s->batch)) return false;
+  return true;
+}
+
+/// Batch dimensions that B does not see and that continue the rows of A and C become rows: one product, B
+/// packed once.
+template <class Args>
+void fold_batches(Args& g, const GemmOperand::Strides* more = nullptr) {
+  for (int d = kMaxBatchDims - 1; d >= 0; --d) {
+    if (g.batch[d] == 1) continue;
+    bool fold = g.c_batch[d] == g.m * g.c_row;
+    for (const GemmOperand::Strides* s : {&g.b.stride, &g.b.scale_stride, &g.b.offset_stride})
+      fold = fold && s->batch[d] == 0;
+    for (const GemmOperand::Strides* s : std::initializer_list<const GemmOperand::Strides*>{
+             &g.a.stride, &g.a.scale_stride, &g.a.offset_stride, more})
+      fold = fold && (!s || s->batch[d] == g.m * s->row);
+    if (!fold) return;
+    g.m *= g.batch[d];
+    g.batch[d] = 1;
+  }
+}
+
+/// Work split of one product [batches, m, n]: rows in tiles of at most mr, columns in panels, k in blocks.
+struct Blocking {
+  int64_t batches, m, n;
+  int mr;
+  int64_t k_blocks;
+  size_t a_tile_bytes, b_panel_bytes, column_bytes;  // per row tile and k block; panel and k block; panel
+  double work;                                       // multiply-adds of the whole product
+  bool rows_only = false;                            // never split columns: a row of A is packed exactly once
+  int64_t tiles() const { return ceil_div(m, mr); }
+  int64_t panels() const { return ceil_div(n, kPanel); }
+  int64_t row(int64_t tile) const { return m * tile / tiles(); }  // tiles of nearly equal height
+};
+
+/// Engine: pack_a(batch, k_block, row, rows, dst), pack_b(batch, k_block, col, cols, dst),
+/// prepare(batch, panel0, panel1, packed_b, columns), prepacked() (null: pack), same_b(batch, batch),
+/// tile(batch, k_block, row, rows, col, cols, a, b, columns of the panel).
+/// An element of the result is computed by exactly one tile per k block, in increasing k block: the partition
+/// over threads changes nothing.
+template <class Engine>
+class BlockedProduct {
+ public:
+  BlockedProduct(const Engine& e, const Blocking& b) : e_(e), b_(b) {}
+
+  void run() const {
+    if (b_.batches * b_.m * b_.n == 0) return;
+    const int threads_used = b_.work < kSerialWork ? 1 : threads();
+    if (threads_used == 1 || b_.batches >= 2 * threads_used)
+      parallel_for(b_.batches * b_.tiles(), threads_used == 1 ? b_.batches * b_.tiles() : 1,
+                   [&](int64_t begin, int64_t end) { run_batches(begin, end); });
+    else
+      for (int64_t i = 0; i < b_.batches; ++i) run_shared(i, threads_used);
+  }
+
+ private:
+  static constexpr double kSerialWork = 1 << 17;
+  static constexpr size_t kPackedBytes = 8 << 20;  // packed B kept at a time
+  static constexpr size_t kRowBlockBytes = 256 << 10;
+
+  int64_t chunk() const {  // k blocks packed at a time
+    const size_t one = b_.b_panel_bytes * size_t(b_.panels());
+    return std::clamp<int64_t>(int64_t(kPackedBytes / one), 1, b_.k_blocks);
+  }
+  size_t panel_offset(int64_t k_block, int64_t panel) const {
+    return size_t(k_block * b_.panels() + panel) * b_.b_panel_bytes;
+  }
+  int panel_cols(int64_t panel) const { return int(std::min<int64_t>(kPanel, b_.n - panel * kPanel)); }
+
+  /// Independent (batch, row tile) units: every thread packs what it needs.
+  void run_batches(int64_t begin, int64_t end) const {
+    const int64_t tiles = b_.tiles(), step = chunk();
+    auto* packed = static_cast<char*>(
+        thread_scratch(Scratch::b, e_.prepacked() ? 0 : panel_offset(step, 0) + kPackSlack));
+    int64_t last = -1;
+    for (int64_t batch = begin / tiles; batch * tiles < end; ++batch) {
+      const int64_t t0 = std::max(begin - batch * tiles, int64_t{0}),
+                    t1 = std::min(end - batch * tiles, tiles);
+      for (int64_t k0 = 0; k0 < b_.k_blocks; k0 += step) {
+        const int64_t k1 = std::min(k0 + step, b_.k_blocks);
+        const bool reuse = step == b_.k_blocks && last >= 0 && e_.same_b(last, batch);
+        const char* ready = e_.prepacked();
+        if (!ready && !reuse) pack_b(batch, k0, 0, (k1 - k0) * b_.panels(), packed);
+        compute(batch, k0, k1, t0, t1, 0, b_.panels(), ready ? ready : packed);
+      }
+      last = batch;
+    }
+  }
+
+  /// One product, all threads: B is packed together, then rows (or columns, when rows are few) are split.
+  void run_shared(int64_t batch, int threads_used) const {
+    const int64_t tiles = b_.tiles(), panels = b_.panels(), step = chunk();
+    const char* ready = e_.prepacked();
+    auto* packed =
+        static_cast<char*>(thread_scratch(Scratch::b, ready ? 0 : panel_offset(step, 0) + kPackSlack));
+    const bool by_rows = b_.rows_only || tiles >= 2 * threads_used || tiles >= panels;
+    for (int64_t k0 = 0; k0 < b_.k_blocks; k0 += step) {
+      const int64_t k1 = std::min(k0 + step, b_.k_blocks);
+      if (!ready)
+        parallel_for((k1 - k0) * panels, 1,
+                     [&](int64_t p0, int64_t p1) { pack_b(batch, k0, p0, p1, packed); });
+      const char* b = ready ? ready : packed;
+      if (by_rows)
+        parallel_for(tiles, 1, [&](int64_t t0, int64_t t1) { compute(batch, k0, k1, t0, t1, 0, panels, b); });
+      else
+        parallel_for(panels, 1, [&](int64_t p0, int64_t p1) { compute(batch, k0, k1, 0, tiles, p0, p1, b); });
+    }
+  }
+
+  void pack_b(int64_t batch, int64_t k0, int64_t begin, int64_t end, char* packed) const {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t k = i / b_.panels(), panel = i % b_.panels();
+      e_.pack_b(batch, k0 + k, panel * kPanel, panel_cols(panel), packed + panel_offset(k, panel));
+    }
+  }
+
+  void compute(int64_t batch, int64_t k0, int64_t k1, int64_t t0, int64_t t1, int64_t p0, int64_t p1,
+               const char* packed) const {
+    const int64_t group = std::max<int64_t>(1, int64_t(kRowBlockBytes / b_.a_tile_bytes));
+    auto* a = static_cast<char*>(
+        thread_scratch(Scratch::a, size_t(std::min(group, t1 - t0)) * b_.a_tile_bytes + kPackSlack));
+    auto* columns = static_cast<char*>(thread_scratch(Scratch::columns, size_t(p1 - p0) * b_.column_bytes));
+    e_.prepare(batch, p0, p1, packed, columns);
+    for (int64_t k = k0; k < k1; ++k)
+      for (int64_t g0 = t0; g0 < t1; g0 += group) {
+        const int64_t g1 = std::min(g0 + group, t1);
+        for (int64_t t = g0; t < g1; ++t)
+          e_.pack_a(batch, k, b_.row(t), int(b_.row(t + 1) - b_.row(t)),
+                    a + size_t(t - g0) * b_.a_tile_bytes);
+        for (int64_t p = p0; p < p1; ++p)
+          for (int64_t t = g0; t < g1; ++t)
+            e_.tile(batch, k, b_.row(t), int(b_.row(t + 1) - b_.row(t)), p * kPanel, panel_cols(p),
+                    a + size_t(t - g0) * b_.a_tile_bytes, packed + panel_offset(k - k0, p),
+                    columns + size_t(p - p0) * b_.column_bytes);
+      }
+  }
+
+  const Engine& e_;
+  const Blocking b_;
+};
+
+}  // namespace lowbit::detail

@@ -1,0 +1,59 @@
+#include "tensor/engine/isa.h"
+
+#include <atomic>
+#include <cstdlib>
+#include <string_view>
+
+#include "tensor/core/error.h"
+
+namespace lowbit {
+
+const char* isa_name(Isa isa) {
+  constexpr const char* names[] = {"portable", "avx2", "avx512"};
+  return names[int(isa)];
+}
+
+bool isa_supported(Isa isa) {
+  if (isa == Isa::portable) return true;
+#if defined(__x86_64__)
+  if (isa == Isa::avx2) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+         __builtin_cpu_supports("avx512vnni");
+#else
+  return false;
+#endif
+}
+
+namespace {
+
+Isa initial_isa() {
+  constexpr Isa best_first[] = {Isa::avx512, Isa::avx2, Isa::portable};
+  if (const char* s = std::getenv("LOWBIT_ISA")) {
+    for (const Isa i : best_first)
+      if (std::string_view(s) == isa_name(i)) {
+        LOWBIT_CHECK(isa_supported(i), usage, "LOWBIT_ISA", "this machine cannot run ", s);
+        return i;
+      }
+    fail(ErrorKind::usage, "LOWBIT_ISA", str_cat("must be portable, avx2 or avx512 (got ", s, ")"));
+  }
+  for (const Isa i : best_first)
+    if (isa_supported(i)) return i;
+  return Isa::portable;
+}
+
+std::atomic<Isa>& selected() {
+  static std::atomic<Isa> isa{initial_isa()};
+  return isa;
+}
+
+}  // namespace
+
+Isa current_isa() { return selected().load(std::memory_order_relaxed); }
+
+void set_isa(Isa isa) {
+  LOWBIT_CHECK(isa_supported(isa), usage, "set_isa", "this machine cannot run ", isa_name(isa));
+  selected() = isa;
+}
+
+}  // namespace lowbit

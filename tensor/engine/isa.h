@@ -1,0 +1,20 @@
+#pragma once
+// Which instruction set the hand-written kernels use. Results never depend on it (docs/numerics.md).
+
+#include <cstdint>
+
+namespace lowbit {
+
+/// avx512 needs AVX-512 F/BW/DQ/VL and VNNI; machines with less run the avx2 kernels.
+enum class Isa : uint8_t { portable, avx2, avx512 };
+
+const char* isa_name(Isa isa);
+bool isa_supported(Isa isa);
+
+/// The instruction set in use: the best supported one, or LOWBIT_ISA=portable|avx2|avx512, or set_isa.
+Isa current_isa();
+
+/// For tests and benchmarks. Throws when this machine cannot run it.
+void set_isa(Isa isa);
+
+}  // namespace lowbit
