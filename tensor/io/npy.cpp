@@ -163,24 +163,48 @@ Tensor load_npy(const ByteSource& source) {
   return h.fortran ? reversed(t) : t;
 }
 
-void save_npy(const std::string& path, const Tensor& t) {
-  const Tensor data = (t.dtype() == DType::bf16 ? t.cast(DType::f32) : t).to(Device{}).packed();
-  std::string descr;
+namespace {
+
+Tensor known_to_numpy(const Tensor& t) {
+  return (t.dtype() == DType::bf16 ? t.cast(DType::f32) : t).to(Device{}).packed();
+}
+
+/// Everything before the data of a version 1.0 file.
+std::string header_of(const Tensor& data) {
+  std::string text = dtype_size(data.dtype()) == 1 ? "{'descr': '|" : "{'descr': '<";
   for (const NumpyName& n : kTypes)
-    if (n.type == raw_type(data.dtype())) descr = n.name;
-  std::string text = "{'descr': '" + std::string(dtype_size(data.dtype()) == 1 ? "|" : "<") + descr +
-                     "', 'fortran_order': False, 'shape': (";
+    if (n.type == raw_type(data.dtype())) text += n.name;
+  text += "', 'fortran_order': False, 'shape': (";
   for (int64_t d : data.shape()) text += std::to_string(d) + ",";
   text += "), }";
   text.resize((10 + text.size() + 1 + 63) / 64 * 64 - 11, ' ');
   text += '\n';
   const auto length = uint16_t(text.size());
+  std::string head(kMagic);
+  head.append("\x01\0", 2).append(reinterpret_cast<const char*>(&length), sizeof length);
+  return head + text;
+}
+
+}  // namespace
+
+void save_npy(const std::string& path, const Tensor& t) {
+  const Tensor data = known_to_numpy(t);
   AtomicFile out(path);
-  out.write(kMagic);
-  out.write("\x01\0", 2);
-  out.write(&length, sizeof length);
-  out.write(text);
+  out.write(header_of(data));
   out.write(data.view().data, data.bytes());
+  out.commit();
+}
+
+void save_npz(const std::string& path, const TensorMap& tensors) {
+  AtomicFile out(path);
+  ZipWriter zip(out);
+  for (const auto& [name, t] : tensors) {
+    const Tensor data = known_to_numpy(t);
+    std::string bytes = header_of(data);
+    bytes.append(static_cast<const char*>(data.view().data), data.bytes());
+    zip.add(name + ".npy", bytes);
+  }
+  zip.finish();
   out.commit();
 }
 

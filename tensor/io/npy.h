@@ -20,6 +20,7 @@ Tensor reversed(const Tensor& t);
 Tensor load_npy(const ByteSource& source);
 /// Version 1.0, C order. bf16, which NumPy does not know, is written as f32.
 void save_npy(const std::string& path, const Tensor& t);
+void save_npz(const std::string& path, const TensorMap& tensors);  ///< entries stored, not compressed
 /// Name (without ".npy") → array of every entry.
 TensorMap load_npz(const ByteSource& source);
 

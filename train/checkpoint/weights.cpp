@@ -19,17 +19,6 @@ constexpr std::string_view kSections[] = {"state_dict", "model",          "net",
                                           "model_ema",  "state_dict_ema", "ema"};
 constexpr std::string_view kPrefixes[] = {"module.", "model.", "state_dict.", "_orig_mod."};
 
-const PyValue& open_section(const PyValue& root, const std::string& path, const std::string& file) {
-  const PyValue* v = &root;
-  for (size_t at = 0; at <= path.size();) {
-    const size_t dot = std::min(path.find('.', at), path.size());
-    v = v->find(path.substr(at, dot - at));
-    LOWBIT_CHECK(v, io, kOp, file, ": no section ", path);
-    at = dot + 1;
-  }
-  return *v;
-}
-
 /// Follows the usual wrappers as deep as they go.
 const PyValue& find_weights(const PyValue& root, std::string& section) {
   const PyValue* v = &root;
@@ -40,7 +29,8 @@ const PyValue& find_weights(const PyValue& root, std::string& section) {
     });
     if (inner == std::end(kSections)) break;
     v = v->find(*inner);
-    section += (section.empty() ? "" : ".") + std::string(*inner);
+    if (!section.empty()) section += '.';
+    section += *inner;
   }
   return *v;
 }
@@ -49,7 +39,7 @@ void load_torch(const ByteSource& source, const WeightOptions& options, WeightFi
   const TorchFile f(source);
   w.section = options.section;
   const PyValue& v = options.section.empty() ? find_weights(f.root(), w.section)
-                                             : open_section(f.root(), options.section, w.path);
+                                             : torch_section(f.root(), options.section, w.path);
   w.tensors = f.load_all(v);
   if (!f.root().is(Kind::dict)) return;
   for (size_t i = 0; i + 1 < f.root().items.size(); i += 2) {
@@ -76,6 +66,17 @@ void strip_prefixes(TensorMap& tensors) {
 }
 
 }  // namespace
+
+const PyValue& torch_section(const PyValue& root, const std::string& path, const std::string& file) {
+  const PyValue* v = &root;
+  for (size_t at = 0; at <= path.size();) {
+    const size_t dot = std::min(path.find('.', at), path.size());
+    v = v->find(path.substr(at, dot - at));
+    LOWBIT_CHECK(v, io, kOp, file, ": no section ", path);
+    at = dot + 1;
+  }
+  return *v;
+}
 
 FileFormat detect_format(const ByteSource& source) {
   if (source.size() >= 6 && source.read_string(0, 6) == "\x93NUMPY") return FileFormat::npy;

@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "tensor/io/pickle.h"
 #include "tensor/io/safetensors.h"
 
 namespace lowbit {
@@ -13,6 +14,9 @@ enum class FileFormat { safetensors, torch, npy, npz };
 /// By content, not by name. Throws Error(io) when it is none of them.
 FileFormat detect_format(const ByteSource& source);
 const char* format_name(FileFormat f);
+
+/// Value at a dotted path ("model_ema") of a torch file's dicts. Throws Error(io) when there is none.
+const PyValue& torch_section(const PyValue& root, const std::string& path, const std::string& file);
 
 struct WeightFile {
   std::string path;

@@ -42,6 +42,17 @@ TEST(Npy, ReadsWhatNumpyWrote) {
   EXPECT_THAT(load_npy(ByteSource::open(fixture("u2.npy"))).to_vector<int32_t>(), ElementsAre(0, 1, 2, 3, 4));
 }
 
+TEST(Npy, ArchivesRoundTrip) {
+  const TempDir dir;
+  const TensorMap m = {{"a.weight", test::fill("a", {2, 3}, 0, 1)},
+                       {"b/c", Tensor::full({4}, 5, DType::u8)},
+                       {"d", Tensor::empty({0})}};
+  save_npz(dir / "m.npz", m);
+  const TensorMap r = load_npz(ByteSource::open(dir / "m.npz"));
+  ASSERT_EQ(r.size(), m.size());
+  for (const auto& [name, t] : m) EXPECT_TRUE(equal_bits(r.at(name), t)) << name;
+}
+
 TEST(Npy, ReadsTheGoldenArchives) {
   for (const char* name : {"evolq/vit_a.npz", "evolq/vit_b.npz"}) {
     LOWBIT_GOLDEN_OR_SKIP(path, name);
