@@ -24,7 +24,7 @@ std::string cpu_features() {
   std::string s;
 #if defined(__x86_64__)
   const auto add = [&s](const char* name, bool present) {
-    if (present) s += (s.empty() ? "" : " ") + std::string(name);
+    if (present) (s += s.empty() ? "" : " ") += name;
   };
   add("avx2", __builtin_cpu_supports("avx2"));
   add("fma", __builtin_cpu_supports("fma"));

@@ -103,7 +103,7 @@ constexpr OptionSpec kOptions[] = {
     {"resume", output, text, kTrain, "auto", "WHAT", "auto (continue when the run folder holds a checkpoint), none, or a FILE"},
     {"log-every", output, integer, kRunVerbs, "50", "steps", "steps between full log lines", {.source = "timm", .aliases = "log-interval logging-steps print-freq", .lo = 1}},
     {"checkpoint-every", output, integer, kTrain, "0", "steps", "steps between checkpoints; 0: only after every epoch", {.aliases = "save-steps", .lo = 0}},
-    {"keep", output, integer, kTrain, "1", "files", "how many checkpoint-<epoch> files to keep", {.source = "timm --checkpoint-hist", .aliases = "checkpoint-hist save-total-limit", .lo = 0, .hi = 1e6}},
+    {"keep", output, integer, kTrain, "1", "files", "how many checkpoint-<epoch> files to keep; 0: all", {.source = "timm --checkpoint-hist", .aliases = "checkpoint-hist save-total-limit", .lo = 0, .hi = 1e6}},
     {"tensorboard", output, flag, kTrain, "on", "", "write TensorBoard events"},
     {"json", output, flag, kEval | kInspect | kDiff | kBench, "off", "", "print the result as JSON", {.transient = true}},
     {"dtype", output, text, kConvert, "keep", "TYPE", "type of the written floating tensors", {.choices = "keep|f32|f16|bf16"}},

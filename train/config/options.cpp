@@ -198,6 +198,11 @@ std::vector<double> Options::reals(std::string_view name, size_t count) const {
   return values;
 }
 const std::string& Options::text(std::string_view name) const { return value(name, OptionKind::text).text; }
+const std::string& Options::raw(std::string_view name) const {
+  const auto it = values_.find(name);
+  LOWBIT_ASSERT(it != values_.end());
+  return it->second.text;
+}
 double Options::seconds(std::string_view name) const {
   const std::string& s = value(name, OptionKind::seconds).text;
   double v = 0;

@@ -29,6 +29,7 @@ class Options {
   /// Empty when the value is empty. With count > 0, throws Error(usage) unless there are exactly so many.
   std::vector<double> reals(std::string_view name, size_t count = 0) const;
   const std::string& text(std::string_view name) const;
+  const std::string& raw(std::string_view name) const;     ///< of any kind, as written
   double seconds(std::string_view name) const;  ///< 0 when the value is empty
   bool given(std::string_view name) const { return origin(name) != OptionOrigin::fallback; }
   OptionOrigin origin(std::string_view name) const;

@@ -75,7 +75,7 @@ void RunLog::histogram(const std::string& tag, int64_t step, std::span<const flo
 void RunLog::epoch(const EpochSummary& s) {
   std::string row = std::to_string(s.epoch);
   for (const auto& v : {s.train_loss, s.eval_loss, s.eval_top1, s.eval_top5, s.lr, s.img_per_s, s.osc_share})
-    row += "," + cell(v);
+    (row += ",") += cell(v);
   summary_->write(row + "\n");
 }
 

@@ -42,11 +42,16 @@ int64_t ArenaLayout::numel() const {
 }
 
 Arena::Arena(std::shared_ptr<const ArenaLayout> layout, Device d)
-    : layout_(std::move(layout)), flat_(Tensor::zeros({layout_->total}, DType::f32, d)) {}
+    : layout_(std::move(layout)), flat_(Tensor::zeros({layout_->total}, DType::f32, d)) {
+  for (const ArenaSlice& s : layout_->slices) {
+    auto part = std::make_shared<Storage>(flat_.storage(), size_t(s.offset) * sizeof(float),
+                                          size_t(s.numel) * sizeof(float));
+    windows_.push_back(Tensor::window(std::move(part), s.shape, DType::f32, 0));
+  }
+}
 
-Tensor Arena::window(size_t slice) const {
-  const ArenaSlice& s = layout_->slices.at(slice);
-  return Tensor::window(flat_.storage(), s.shape, DType::f32, s.offset);
+void Arena::touch() {
+  for (const Tensor& w : windows_) ++w.storage()->version;
 }
 
 TensorMap Arena::state(const std::string& prefix) const {
@@ -65,7 +70,7 @@ void Arena::load(const TensorMap& s, const std::string& prefix) {
   }
   LOWBIT_CHECK(bad.empty(), io, "load", "every entry must be there with its shape (got ", bad, ")");
   for (size_t i = 0; i < layout_->slices.size(); ++i)
-    window(i).copy_from(s.at(prefix + layout_->slices[i].name));
+    windows_[i].copy_from(s.at(prefix + layout_->slices[i].name));
 }
 
 ParameterArena::ParameterArena(const std::vector<NamedParameter>& parameters)

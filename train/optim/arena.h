@@ -35,7 +35,10 @@ class Arena {
   const std::shared_ptr<const ArenaLayout>& layout_ptr() const { return layout_; }
   Tensor& flat() { return flat_; }
   const Tensor& flat() const { return flat_; }
-  Tensor window(size_t slice) const;
+  /// Shares the memory of flat() but has a storage version of its own.
+  const Tensor& window(size_t slice) const { return windows_.at(slice); }
+  /// To be called after writing through flat(): counts as an in-place write of every window.
+  void touch();
   /// Windows by `<prefix><name>`; they share the arena's memory.
   TensorMap state(const std::string& prefix = "") const;
   /// Copies every slice from `<prefix><name>`; throws Error(io) naming all that are missing or have another
@@ -45,12 +48,11 @@ class Arena {
  private:
   std::shared_ptr<const ArenaLayout> layout_;
   Tensor flat_;
+  std::vector<Tensor> windows_;
 };
 
 /// The trainable parameters of a model, moved into one arena, their gradients into another. Parameters that
 /// do not require a gradient at construction are left out.
-/// All parameters then share one storage version: what writes parameters (initialisation of scales from the
-/// first batch) must do so before the forward pass whose backward will run, never in its middle.
 class ParameterArena {
  public:
   explicit ParameterArena(const std::vector<NamedParameter>& parameters);

@@ -53,6 +53,7 @@ void for_each_gradient(ParameterArena& a, size_t count, F&& f) {
   float* g = a.grads().flat().data<float>();
   for (size_t i = 0; i < count; ++i)
     if (a.has_grad(i)) f(a.layout().slices[i], g + a.layout().slices[i].offset);
+  a.grads().touch();
 }
 
 template <class F>

@@ -46,6 +46,7 @@ void Ema::update() {
 
 void Ema::swap() {
   exchange(average_.flat(), arena_->values().flat());
+  arena_->values().touch();
   for (auto& x : extras_) exchange(x.average, x.value);
 }
 

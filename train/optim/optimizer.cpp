@@ -94,6 +94,7 @@ void Optimizer::step(const Tensor& hyper) {
                                    rows,
                                    update};
     slot(a, values.device());
+    arena_->values().touch();
   };
   if (adam())
     run(adam_update, AdamUpdate{float(o_.beta1), float(o_.beta2), float(1 - o_.beta1), float(1 - o_.beta2),

@@ -60,8 +60,9 @@ TEST(OptionTable, EveryEntryIsConsistent) {
   }
   for (const VerbSpec& v : verb_table())
     for (const OptionSpec& o : option_table())
-      if (o.verbs & v.mask && *o.fallback)
+      if ((o.verbs & v.mask) && *o.fallback) {
         EXPECT_NO_THROW(Options(v).set(o.name, o.fallback, OptionOrigin::command_line)) << o.name;
+      }
 }
 
 TEST(Options, DefaultsAreTyped) {
@@ -183,11 +184,21 @@ TEST(Options, PrintedConfigAndArgsReproduceTheRun) {
     const Options again = parse({"--config", file.path});
     for (const OptionSpec& s : option_table()) {
       if (!(s.verbs & kTrain) || s.transient) continue;
-      if (s.kind == OptionKind::text) EXPECT_EQ(again.text(s.name), o.text(s.name)) << s.name;
-      if (s.kind == OptionKind::flag) EXPECT_EQ(again.flag(s.name), o.flag(s.name)) << s.name;
-      if (s.kind == OptionKind::real) EXPECT_EQ(again.real(s.name), o.real(s.name)) << s.name;
-      if (s.kind == OptionKind::reals) EXPECT_EQ(again.reals(s.name), o.reals(s.name)) << s.name;
-      if (s.kind == OptionKind::integer) EXPECT_EQ(again.integer(s.name), o.integer(s.name)) << s.name;
+      if (s.kind == OptionKind::text) {
+        EXPECT_EQ(again.text(s.name), o.text(s.name)) << s.name;
+      }
+      if (s.kind == OptionKind::flag) {
+        EXPECT_EQ(again.flag(s.name), o.flag(s.name)) << s.name;
+      }
+      if (s.kind == OptionKind::real) {
+        EXPECT_EQ(again.real(s.name), o.real(s.name)) << s.name;
+      }
+      if (s.kind == OptionKind::reals) {
+        EXPECT_EQ(again.reals(s.name), o.reals(s.name)) << s.name;
+      }
+      if (s.kind == OptionKind::integer) {
+        EXPECT_EQ(again.integer(s.name), o.integer(s.name)) << s.name;
+      }
     }
     EXPECT_FALSE(again.flag("dry-run"));
     EXPECT_EQ(again.ini(), o.ini());

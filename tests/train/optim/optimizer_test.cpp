@@ -203,7 +203,10 @@ TEST(Arena, ParametersKeepTheirValuesAndShareTheArena) {
   ParameterArena arena(set.named);
   EXPECT_TRUE(equal_bits(set["b"].data(), before));
   const uint32_t version = set["b"].data().version();
+  set["a"].set_data(set["a"].data().clone());
+  EXPECT_EQ(set["b"].data().version(), version);  // a write of one parameter is not one of another
   arena.values().flat().fill(2);
+  arena.values().touch();
   EXPECT_EQ(set["b"].data().to_vector<float>()[16], 2.f);
   EXPECT_GT(set["b"].data().version(), version);
   EXPECT_EQ(arena.layout().numel(), set["a"].numel() + set["b"].numel() + set["c"].numel());
