@@ -172,7 +172,7 @@ int name_distance(std::string_view typed, std::string_view known) {
   if (typed.size() >= 2 && known.starts_with(typed)) return 0;
   return edit_distance(typed, known);
 }
-int tolerated(std::string_view typed) { return std::max<int>(1, int(typed.size()) / 3); }
+int tolerated(std::string_view typed) { return std::max<int>(typed.size() > 3 ? 2 : 1, int(typed.size()) / 3); }
 
 }  // namespace
 
