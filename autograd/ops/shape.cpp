@@ -1,6 +1,7 @@
 #include "autograd/ops/shape.h"
 
 #include "autograd/core/node.h"
+#include "autograd/ops/linear.h"
 
 namespace lowbit {
 namespace {
@@ -200,6 +201,23 @@ Variable concat(std::span<const Variable> parts, int dim) {
     node->extents = std::move(extents);
   }
   return record(std::move(y), std::move(node), parts);
+}
+
+Variable expand_batch(const Variable& x, int64_t batch) {
+  LOWBIT_CHECK(x.ndim() > 0 && x.size(0) == 1, shape, "expand_batch",
+               "x must be one sample, [1, ...] (got x=", x.str(), ")");
+  const Shape from = x.shape();
+  Shape to = from;
+  to.set(0, batch);
+  return move(
+      "expand_batch", x, [&](const Tensor& t) { return t.expand(to); },
+      [=](const Tensor& g) {
+        Tensor dx = Tensor::empty(from, g.dtype(), g.device());
+        const int64_t n = from.numel();
+        Tensor flat = dx.reshape({n});
+        linear_bias_grad(BiasGradArgs{flat.mutable_view(), g.reshape({batch, n}).view()}, g.device());
+        return dx;
+      });
 }
 
 Variable patches(const Variable& x, int64_t patch) {

@@ -28,6 +28,10 @@ Variable select(const Variable& x, int dim, int64_t index);
 /// Shapes  parts agree except along dim.   Grad  each part's slice of gy
 Variable concat(std::span<const Variable> parts, int dim);
 
+/// One sample for the whole batch, e.g. a class token.
+/// Shapes  x [1, ...] → [batch, ...], a view.   Grad  dx = Σ gy over the batch (column rule)
+Variable expand_batch(const Variable& x, int64_t batch);
+
 /// Non-overlapping square patches, the im2col of a convolution whose stride is its kernel.
 /// Shapes  x [B, C, H, W] → [B, (H/P)·(W/P), C·P·P]; patches row-major, inside a patch the order of a conv
 /// weight [O, C, P, P].   Grad  the inverse move.   Errors  shape: H, W not multiples of P

@@ -1,0 +1,267 @@
+#include "autograd/ops/linear.h"
+
+#include "autograd/core/node.h"
+#include "tensor/core/context.h"
+#include "tensor/engine/column.h"
+#include "tensor/engine/gemm.h"
+#include "tensor/engine/gemm_int8.h"
+
+namespace lowbit {
+namespace {
+
+/// One operand of a product: codes where it has them, floats otherwise.
+struct Operand {
+  Tensor floats;
+  Coded codes;
+  bool coded() const { return codes.defined(); }
+  GemmInput input() const { return coded() ? GemmInput(codes) : GemmInput(floats); }
+};
+
+/// The same, kept for backward.
+class SavedOperand {
+ public:
+  void set(const Operand& x) {
+    if (x.coded())
+      codes_.set(x.codes);
+    else
+      floats_.set(x.floats);
+  }
+  GemmInput get(const char* op, int index) const {
+    return codes_.defined() ? GemmInput(codes_.get(op, index)) : GemmInput(floats_.get(op, index));
+  }
+  void release() { codes_.release(), floats_.release(); }
+  Tensor peek() const { return codes_.defined() ? codes_.get("", 0).codes : floats_.peek(); }
+
+ private:
+  Saved floats_;
+  SavedCodes codes_;
+};
+
+/// Applies a view to the values of a variable. Codes stay codes unless their scale or offset runs along the
+/// last dimension, which a view by heads would split.
+template <class F>
+Operand operand(const Variable& x, F view) {
+  Operand r;
+  const Coded* c = x.coded();
+  if (c && c->scale_axis != -1 && (!c->offset.defined() || c->offset.numel() == 1)) {
+    r.codes = *c;
+    r.codes.codes = view(c->codes);
+  } else {
+    r.floats = view(x.data());
+  }
+  return r;
+}
+
+/// [..., K] seen as [T, K].
+Tensor flat_rows(const Tensor& t) {
+  const int64_t k = t.size(-1);
+  return t.packed().reshape({k ? t.numel() / k : 0, k});
+}
+
+/// [B, N, H·D] seen as [B, H, N, D].
+Tensor by_heads(const Tensor& t, int64_t heads) {
+  return t.packed().reshape({t.size(0), t.size(1), heads, t.size(2) / heads}).permute({0, 2, 1, 3});
+}
+
+/// out[.., M, N] = factor · a[.., M, K] · b[.., N, K]ᵀ (+ bias): on integers where both operands are codes.
+void product_nt(Tensor& out, const Operand& a, const Operand& b, const Tensor& bias, double factor) {
+  const GemmInput ai = a.input(), bi = b.input();
+  if (context().integer_products && a.coded() && b.coded() && coded_gemm_supported(ai, bi))
+    coded_gemm(out, ai, bi, bias, factor);
+  else
+    gemm(out, ai, bi.t(), bias, factor);
+}
+
+Operand transposed(Operand x) {
+  if (x.coded()) {
+    x.codes.codes = x.codes.codes.transpose(-2, -1);
+    if (!x.codes.per_tensor()) x.codes.scale_axis = x.codes.scale_axis == -1 ? -2 : -1;
+  } else {
+    x.floats = x.floats.transpose(-2, -1);
+  }
+  return x;
+}
+
+template <class T>
+void bias_grad(const BiasGradArgs& a) {
+  const int64_t n = a.gy.shape[1];
+  const T* gy = a.gy.as<const T>();
+  cpu::columns(
+      a.gy.shape[0], n, [=](int64_t t, int64_t i) { return gy[t * n + i]; }, a.db.as<T>());
+}
+
+void bias_grad_cpu(const BiasGradArgs& a, Stream) {
+  if (a.gy.dtype == DType::f64)
+    bias_grad<double>(a);
+  else
+    bias_grad<float>(a);
+}
+
+struct LinearNode final : Node {
+  SavedOperand x, w;  // [T, K], [N, K]
+  const char* name() const override { return "linear"; }
+  void backward(const Tensor& gy, GradSink& gx) override {
+    const Tensor g = flat_rows(gy);  // [T, N]
+    if (gx.wants(0)) {
+      Tensor dx = gx.alloc(0), rows = flat_rows(dx);
+      gemm(rows, g, w.get(name(), 1));
+      gx.add(0, dx);
+    }
+    if (gx.wants(1)) {
+      Tensor dw = gx.alloc(1);
+      gemm(dw, GemmInput(g).t(), x.get(name(), 0));
+      gx.add(1, dw);
+    }
+    if (gx.wants(2)) {
+      Tensor db = gx.alloc(2);
+      linear_bias_grad(BiasGradArgs{db.mutable_view(), g.view()}, g.device());
+      gx.add(2, db);
+    }
+  }
+  void release() override { x.release(), w.release(); }
+  std::vector<Tensor> saved() const override { return {x.peek(), w.peek()}; }
+};
+
+struct MatmulNode final : Node {
+  SavedOperand a, b;
+  const char* name() const override { return "matmul"; }
+  void backward(const Tensor& gy, GradSink& gx) override {
+    if (gx.wants(0)) {
+      Tensor da = gx.alloc(0);
+      gemm(da, gy, b.get(name(), 1).t());
+      gx.add(0, da);
+    }
+    if (gx.wants(1)) {
+      Tensor db = gx.alloc(1);
+      gemm(db, a.get(name(), 0).t(), gy);
+      gx.add(1, db);
+    }
+  }
+  void release() override { a.release(), b.release(); }
+  std::vector<Tensor> saved() const override { return {a.peek(), b.peek()}; }
+};
+
+struct ScoresNode final : Node {
+  SavedOperand q, k;  // [B, H, N, D], [B, H, M, D]
+  int64_t heads = 1;
+  double factor = 1;
+  const char* name() const override { return "attention_scores"; }
+  void backward(const Tensor& gy, GradSink& gx) override {
+    if (gx.wants(0)) {
+      Tensor dq = gx.alloc(0), window = by_heads(dq, heads);
+      gemm(window, gy, k.get(name(), 1), {}, factor);
+      gx.add(0, dq);
+    }
+    if (gx.wants(1)) {
+      Tensor dk = gx.alloc(1), window = by_heads(dk, heads);
+      gemm(window, GemmInput(gy).t(), q.get(name(), 0), {}, factor);
+      gx.add(1, dk);
+    }
+  }
+  void release() override { q.release(), k.release(); }
+  std::vector<Tensor> saved() const override { return {q.peek(), k.peek()}; }
+};
+
+struct ContextNode final : Node {
+  SavedOperand p, v;  // [B, H, N, M], [B, H, M, D]
+  int64_t heads = 1;
+  const char* name() const override { return "attention_context"; }
+  void backward(const Tensor& gy, GradSink& gx) override {
+    const Tensor g = by_heads(gy, heads);  // [B, H, N, D]
+    if (gx.wants(0)) {
+      Tensor dp = gx.alloc(0);
+      gemm(dp, g, v.get(name(), 1).t());
+      gx.add(0, dp);
+    }
+    if (gx.wants(1)) {
+      Tensor dv = gx.alloc(1), window = by_heads(dv, heads);
+      gemm(window, p.get(name(), 0).t(), g);
+      gx.add(1, dv);
+    }
+  }
+  void release() override { p.release(), v.release(); }
+  std::vector<Tensor> saved() const override { return {p.peek(), v.peek()}; }
+};
+
+}  // namespace
+
+KernelSlot<BiasGradArgs> linear_bias_grad{"linear.bias_grad", bias_grad_cpu};
+
+Variable linear(const Variable& x, const Variable& w, const Variable& b) {
+  LOWBIT_CHECK(x.ndim() >= 1 && w.ndim() == 2 && x.size(-1) == w.size(1), shape, "linear",
+               "weight.shape[1] must equal x.shape[-1] (got x=", x.str(), ", weight=", w.str(), ")");
+  LOWBIT_CHECK(!b.defined() || (b.ndim() == 1 && b.size(0) == w.size(0)), shape, "linear",
+               "bias must have one value per output (got bias=", b.str(), ", weight=", w.str(), ")");
+  LOWBIT_CHECK(x.dtype() == w.dtype() && (!b.defined() || b.dtype() == w.dtype()), dtype, "linear",
+               "operands must share a dtype (got x=", x.str(), ", weight=", w.str(), ")");
+  Shape shape = x.shape();
+  shape.set(-1, w.size(0));
+  Tensor y = Tensor::empty(shape, x.dtype(), x.device()), rows = flat_rows(y);
+  const Operand xi = operand(x, flat_rows), wi = operand(w, [](const Tensor&t) { return t; });
+  product_nt(rows, xi, wi, b.defined() ? b.data() : Tensor{}, 1);
+  std::shared_ptr<LinearNode> node;
+  if (needs_grad({x, w, b})) {
+    node = std::make_shared<LinearNode>();
+    if (w.requires_grad()) node->x.set(xi);
+    if (x.requires_grad()) node->w.set(wi);
+  }
+  return record(std::move(y), std::move(node), {x, w, b});
+}
+
+Variable matmul(const Variable& a, const Variable& b) {
+  bool fits = a.ndim() == b.ndim() && a.ndim() >= 2 && a.size(-1) == b.size(-2) && a.dtype() == b.dtype();
+  for (int d = 0; fits && d < a.ndim() - 2; ++d) fits = a.size(d) == b.size(d);
+  LOWBIT_CHECK(fits, shape, "matmul",
+               "a.shape[-1] must equal b.shape[-2] and leading dimensions must agree (got a=", a.str(),
+               ", b=", b.str(), ")");
+  Shape shape = a.shape();
+  shape.set(-1, b.size(-1));
+  const auto same = [](const Tensor& t) { return t; };
+  const Operand ai = operand(a, same), bi = operand(b, same);
+  Tensor y = Tensor::empty(shape, a.dtype(), a.device());
+  gemm(y, ai.input(), bi.input());
+  std::shared_ptr<MatmulNode> node;
+  if (needs_grad({a, b})) {
+    node = std::make_shared<MatmulNode>();
+    node->a.set(ai), node->b.set(bi);
+  }
+  return record(std::move(y), std::move(node), {a, b});
+}
+
+Variable attention_scores(const Variable& q, const Variable& k, int64_t heads, double factor) {
+  LOWBIT_CHECK(q.ndim() == 3 && k.ndim() == 3 && q.size(0) == k.size(0) && q.size(2) == k.size(2) &&
+                   heads > 0 && q.size(2) % heads == 0,
+               shape, "attention_scores", "q and k must be [B, N, C] with heads dividing C (got q=", q.str(),
+               ", k=", k.str(), ", heads=", heads, ")");
+  const auto view = [heads](const Tensor& t) { return by_heads(t, heads); };
+  const Operand qi = operand(q, view), ki = operand(k, view);
+  Tensor y = Tensor::empty({q.size(0), heads, q.size(1), k.size(1)}, q.dtype(), q.device());
+  product_nt(y, qi, ki, {}, factor);
+  std::shared_ptr<ScoresNode> node;
+  if (needs_grad({q, k})) {
+    node = std::make_shared<ScoresNode>();
+    node->q.set(qi), node->k.set(ki), node->heads = heads, node->factor = factor;
+  }
+  return record(std::move(y), std::move(node), {q, k});
+}
+
+Variable attention_context(const Variable& p, const Variable& v, int64_t heads) {
+  LOWBIT_CHECK(p.ndim() == 4 && v.ndim() == 3 && p.size(0) == v.size(0) && p.size(1) == heads &&
+                   p.size(3) == v.size(1) && v.size(2) % heads == 0,
+               shape, "attention_context",
+               "p must be [B, H, N, M] and v [B, M, C] with H dividing C (got p=", p.str(), ", v=", v.str(),
+               ")");
+  const Operand pi = operand(p, [](const Tensor& t) { return t; });
+  const Operand vi = operand(v, [heads](const Tensor& t) { return by_heads(t, heads); });  // [B, H, M, D]
+  Tensor y = Tensor::empty({p.size(0), p.size(2), v.size(2)}, p.dtype(), p.device()),
+         window = by_heads(y, heads);
+  product_nt(window, pi, transposed(vi), {}, 1);
+  std::shared_ptr<ContextNode> node;
+  if (needs_grad({p, v})) {
+    node = std::make_shared<ContextNode>();
+    node->p.set(pi), node->v.set(vi), node->heads = heads;
+  }
+  return record(std::move(y), std::move(node), {p, v});
+}
+
+}  // namespace lowbit

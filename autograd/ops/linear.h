@@ -1,0 +1,43 @@
+#pragma once
+// Products. Where both operands are coded, the forward is an exact integer product of the codes with scales,
+// offsets and bias in its epilogue, and codes, not floats, are kept for the backward.
+
+#include <cstdint>
+
+#include "tensor/core/kernel_slot.h"
+#include "tensor/core/tensor.h"
+
+namespace lowbit {
+
+class Variable;
+
+/// db[n] = Σ_t gy[t, n] by the column rule. Packed, f32 or f64.
+struct BiasGradArgs {
+  View db, gy;  // [N], [T, N]
+};
+extern KernelSlot<BiasGradArgs> linear_bias_grad;
+
+/// y = x · wᵀ + b
+/// Shapes  x [..., K]; w [N, K]; b [N] or undefined; y [..., N]
+/// Grad    dx = gy · w;  dw = gyᵀ · x;  db = Σ gy over rows
+/// Saves   x and w (codes when coded)     Order  products: numerics rule for gemm; db: column sums
+/// Source  performance.md 4 (integer form: scales · (u8 × s8 → s32) + a constant per output)
+/// Errors  shape: weight.shape[1] must equal x.shape[-1]; bias length
+Variable linear(const Variable& x, const Variable& w, const Variable& b);
+
+/// y = a · b over the last two dimensions, leading dimensions equal.
+/// Shapes  a [..., M, K]; b [..., K, N]; y [..., M, N]
+/// Grad    da = gy · bᵀ;  db = aᵀ · gy
+/// Errors  shape: inner extents, leading dimensions
+Variable matmul(const Variable& a, const Variable& b);
+
+/// Scores of multi-head attention, heads taken from the last dimension without moving data.
+/// Shapes  q [B, N, H·D]; k [B, M, H·D]; y [B, H, N, M]      y[b,h,n,m] = factor · Σ_d q[b,n,hD+d] ·
+/// k[b,m,hD+d] Grad    dq = factor · gy · k;  dk = factor · gyᵀ · q
+Variable attention_scores(const Variable& q, const Variable& k, int64_t heads, double factor);
+
+/// Shapes  p [B, H, N, M]; v [B, M, H·D]; y [B, N, H·D]      y[b,n,hD+d] = Σ_m p[b,h,n,m] · v[b,m,hD+d]
+/// Grad    dp = gy · vᵀ;  dv = pᵀ · gy
+Variable attention_context(const Variable& p, const Variable& v, int64_t heads);
+
+}  // namespace lowbit

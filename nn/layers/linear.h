@@ -1,0 +1,26 @@
+#pragma once
+#include "nn/core/module.h"
+#include "tensor/core/generator.h"
+
+namespace lowbit {
+
+/// y = out( x · weight(W)ᵀ + b ).   x [..., K] → [..., N].   Slots: weight, out.
+class Linear : public Module {
+ public:
+  /// Weights truncated normal with std 0.02, bias 0 (the convention of timm's vision transformers).
+  Linear(int64_t in_features, int64_t out_features, bool bias, Generator& init);
+  Variable operator()(const Variable& x);
+  /// Rows [begin, end) of the layer only: q, k or v of a fused projection. `weight` is quantized_weight().
+  Variable rows(const Variable& x, const Variable& weight, int64_t begin, int64_t end);
+  Variable quantized_weight() { return weight_slot_(weight_); }
+  int64_t in_features() const { return weight_.size(1); }
+  int64_t out_features() const { return weight_.size(0); }
+
+ private:
+  Variable& weight_;  // [N, K]
+  Variable* bias_ = nullptr;
+  Slot& weight_slot_;
+  Slot& out_;
+};
+
+}  // namespace lowbit

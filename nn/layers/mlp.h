@@ -1,0 +1,26 @@
+#pragma once
+#include "nn/layers/linear.h"
+
+namespace lowbit {
+
+/// fc2( hidden( dropout(act(fc1( in(x) ))) ) ).   x [..., C] → [..., C].   Slots: in, hidden.
+class Mlp : public Module {
+ public:
+  struct Options {
+    int64_t width = 192, hidden = 768;
+    double dropout = 0;
+    /// The VVTQ float twin clamps the GELU output at 1 (vvtq.md 14, item 16).
+    bool clamp_gelu = false;
+  };
+  Mlp(const Options& o, Generator& init);
+  Variable operator()(const Variable& x);
+
+ private:
+  Options options_;
+  Slot& in_;
+  Linear& fc1_;
+  Slot& hidden_;
+  Linear& fc2_;
+};
+
+}  // namespace lowbit

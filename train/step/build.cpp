@@ -1,0 +1,212 @@
+#include "train/step/build.h"
+
+#include <algorithm>
+#include <set>
+
+#include "data/core/synthetic.h"
+#include "data/image/image_folder.h"
+
+namespace lowbit {
+namespace {
+
+/// `limit` samples spread evenly over the list (files are sorted by class, so over the classes too).
+std::vector<int64_t> spread(int64_t n, int64_t limit) {
+  const int64_t count = limit > 0 ? std::min(limit, n) : n;
+  std::vector<int64_t> chosen(static_cast<size_t>(count));
+  for (int64_t i = 0; i < count; ++i) chosen[size_t(i)] = i * n / count;
+  return chosen;
+}
+
+/// A fixed choice of samples in an order that (seed, epoch) determine.
+class ShuffledSubset final : public Sampler {
+ public:
+  ShuffledSubset(std::vector<int64_t> chosen, uint64_t seed)
+      : chosen_(std::move(chosen)), order_(int64_t(chosen_.size()), seed) {}
+  int64_t size() const override { return order_.size(); }
+  std::vector<int64_t> epoch(int64_t e) const override {
+    std::vector<int64_t> order = order_.epoch(e);
+    for (int64_t& i : order) i = chosen_[size_t(i)];
+    return order;
+  }
+
+ private:
+  std::vector<int64_t> chosen_;
+  ShuffleSampler order_;
+};
+
+using Geometry = TransformOptions::Geometry;
+using Interpolation = TransformOptions::Interpolation;
+
+Interpolation interpolation(const std::string& name) {
+  if (name == "bilinear") return Interpolation::bilinear;
+  return name == "random" ? Interpolation::random : Interpolation::bicubic;
+}
+
+void statistics(const Options& o, const VitConfig& c, TransformOptions& t) {
+  const std::vector<double> mean = o.reals("mean"), std = o.reals("std");
+  LOWBIT_CHECK(mean.size() == 3 && std.size() == 3, usage, "lowbit",
+               "--mean and --std take three numbers: R,G,B");
+  for (size_t i = 0; i < 3; ++i) {
+    t.normalization.mean[i] = o.given("mean") ? float(mean[i]) : c.mean[i];
+    t.normalization.std[i] = o.given("std") ? float(std[i]) : c.std[i];
+  }
+}
+
+TransformOptions eval_transform(const Options& o, const VitConfig& c) {
+  TransformOptions t;
+  t.size = int(c.image_size);
+  t.interpolation = interpolation(o.text("interpolation"));
+  t.resize = o.real("crop-pct") > 0 ? resize_for_crop_pct(t.size, o.real("crop-pct")) : 0;
+  statistics(o, c, t);
+  return t;
+}
+
+TransformOptions train_transform(const Options& o, const VitConfig& c) {
+  if (o.text("augment") == "none") return eval_transform(o, c);
+  TransformOptions t;
+  t.size = int(c.image_size);
+  t.interpolation = interpolation(o.text("train-interpolation"));
+  t.flip = o.real("hflip");
+  if (o.text("augment") == "pad") {
+    t.geometry = Geometry::random_crop;
+    t.pad = int(o.integer("pad"));
+    t.resize = t.size;
+  } else {
+    t.geometry = Geometry::random_resized_crop;
+    const std::vector<double> scale = o.reals("scale"), ratio = o.reals("ratio");
+    LOWBIT_CHECK(scale.size() == 2 && scale[0] <= scale[1] && ratio.size() == 2 && ratio[0] <= ratio[1],
+                 usage, "lowbit", "--scale and --ratio take two numbers: LO,HI");
+    std::copy(scale.begin(), scale.end(), t.scale);
+    std::copy(ratio.begin(), ratio.end(), t.ratio);
+  }
+  statistics(o, c, t);
+  return t;
+}
+
+void open_synthetic(const Options& o, const VitConfig& c, bool with_train, DataSets& d) {
+  SyntheticDataset::Options s;
+  s.classes = c.classes, s.size = int(c.image_size), s.seed = uint64_t(o.integer("seed"));
+  s.samples = with_train ? std::max<int64_t>(o.integer("limit-train"), 0) : 0;
+  if (s.samples == 0) s.samples = 1024;
+  const int64_t validation = o.integer("limit-val") > 0 ? o.integer("limit-val") : 256;
+  if (with_train) d.train = std::make_shared<SyntheticDataset>(s);
+  s.first = s.samples, s.samples = validation;
+  d.val = std::make_shared<SyntheticDataset>(s);
+  d.classes = c.classes;
+  d.description = "synthetic images";
+}
+
+bool is_head(const std::string& name) { return name.starts_with("head.") || name.starts_with("head_dist."); }
+
+/// Parameters and buffers that belong to the transforms in slots, not to the float model.
+std::set<std::string> quantizer_state(VisionTransformer& model) {
+  std::set<std::string> names;
+  VisionTransformer plain(model.config(), 0);
+  const auto bare = plain.state();
+  for (const auto& [name, t] : model.state())
+    if (!bare.contains(name)) names.insert(name);
+  return names;
+}
+
+constexpr const char* kSavedOptions[] = {
+    "model", "image-size", "patch-size", "embed-dim",  "depth", "heads", "mlp-ratio", "wbits",
+    "abits", "edge-bits",  "quantizer",  "use-offset", "mean",  "std",   "crop-pct",  "interpolation"};
+constexpr const char* kPrefix = "lowbit.";
+
+}  // namespace
+
+VitConfig model_config(const Options& o, int64_t classes) {
+  VitConfig c = vit_config(o.text("model"));
+  const auto take = [&](const char* name, int64_t& field) {
+    if (o.integer(name) > 0) field = o.integer(name);
+  };
+  take("image-size", c.image_size);
+  take("patch-size", c.patch);
+  take("embed-dim", c.width);
+  take("depth", c.depth);
+  take("heads", c.heads);
+  if (o.real("mlp-ratio") > 0) c.mlp_ratio = o.real("mlp-ratio");
+  if (classes > 0) c.classes = classes;
+  return c;
+}
+
+DataSets open_data(const Options& o, const VitConfig& c, bool with_train) {
+  DataSets d;
+  if (o.flag("synthetic")) {
+    open_synthetic(o, c, with_train, d);
+  } else {
+    LOWBIT_CHECK(!o.text("data").empty(), usage, "lowbit",
+                 "--data is required: a folder with train/<class>/<image> and val/<class>/<image>, or use "
+                 "--synthetic");
+    ImageList val = open_image_split(o.text("data"), o.text("val-split"));
+    d.classes = val.classes();
+    d.description = str_cat(o.text("data"), ": ", val.classes(), " classes, ");
+    if (with_train) {
+      ImageList train = open_image_split(o.text("data"), o.text("train-split"));
+      d.description += str_cat(train.size(), " training and ");
+      d.train = std::make_shared<ImageDataset>(std::move(train), train_transform(o, c));
+    }
+    d.description += str_cat(val.size(), " validation images");
+    d.val = std::make_shared<ImageDataset>(std::move(val), eval_transform(o, c));
+  }
+  if (d.train)
+    d.train_order = std::make_shared<ShuffledSubset>(spread(d.train->size(), o.integer("limit-train")),
+                                                     uint64_t(o.integer("seed")));
+  d.val_order = std::make_shared<ListSampler>(spread(d.val->size(), o.integer("limit-val")));
+  return d;
+}
+
+StringMap saved_settings(const WeightFile& file) {
+  StringMap s;
+  for (const auto& [key, value] : file.metadata)
+    if (key.starts_with(kPrefix)) s[key.substr(std::string_view(kPrefix).size())] = value;
+  const auto head = file.tensors.find("head.weight");
+  if (head != file.tensors.end() && head->second.ndim() == 2)
+    s["num-classes"] = std::to_string(head->second.size(0));
+  return s;
+}
+
+StringMap settings_to_save(const Options& o, const VitConfig& c) {
+  StringMap s;
+  for (const char* name : kSavedOptions) s[std::string(kPrefix) + name] = o.raw(name);
+  s[std::string(kPrefix) + "num-classes"] = std::to_string(c.classes);
+  return s;
+}
+
+std::vector<std::string> load_into(VisionTransformer& model, const WeightFile& file, bool replace_head,
+                                   bool allow_partial) {
+  const VitConfig& c = model.config();
+  WeightFile f = file;
+  std::vector<std::string> notes;
+  const TensorMap own = model.state();
+  if (replace_head)
+    for (auto it = f.tensors.begin(); it != f.tensors.end();) {
+      const auto mine = own.find(it->first);
+      const bool drop =
+          is_head(it->first) && (mine == own.end() || mine->second.shape() != it->second.shape());
+      if (drop)
+        notes.push_back(str_cat("new classifier: ", it->first, " ", it->second.shape().str(),
+                                " of the file is not used"));
+      it = drop ? f.tensors.erase(it) : std::next(it);
+    }
+  const AdaptTensor adapt = [&](const std::string& name, const Tensor& t, const Shape& target) {
+    if (name != "pos_embed" || t.ndim() != 3 || t.size(2) != target[2]) return Tensor{};
+    notes.push_back(str_cat("pos_embed resized from ", t.shape().str(), " to ", target.str()));
+    return resize_pos_embed(t, c.prefix_tokens(), c.grid());
+  };
+  WeightMatch match = match_weights(own, f, adapt);
+  const std::set<std::string> quantizers = quantizer_state(model);
+  const auto is_quantizer = [&](const std::string& name) { return quantizers.contains(name); };
+  const bool float_file = std::all_of(quantizers.begin(), quantizers.end(),
+                                      [&](const std::string& name) { return !match.matched.contains(name); });
+  std::erase_if(match.missing, [&](const std::string& name) {
+    return (replace_head && is_head(name)) || (float_file && is_quantizer(name));
+  });
+  require_match(match, file.path, allow_partial);
+  model.load(match.matched, false);
+  if (!match.complete()) notes.push_back("weights: " + match.summary());
+  for (const std::string& r : match.renamed) notes.push_back("renamed: " + r);
+  return notes;
+}
+
+}  // namespace lowbit

@@ -1,0 +1,45 @@
+#pragma once
+// From options to the parts of a run: data sets, model, weights.
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "data/core/dataset.h"
+#include "data/core/sampler.h"
+#include "nn/models/vit.h"
+#include "train/checkpoint/weights.h"
+#include "train/config/options.h"
+
+namespace lowbit {
+
+struct DataSets {
+  std::shared_ptr<const Dataset> train, val;              ///< train is null when it was not asked for
+  std::shared_ptr<const Sampler> train_order, val_order;  ///< --limit-train and --limit-val applied
+  int64_t classes = 0;
+  std::string description;  ///< one line for the log
+};
+
+/// Config of --model with --image-size, --patch-size, … and the number of classes; `classes` 0 keeps the
+/// model's own.
+VitConfig model_config(const Options& o, int64_t classes);
+
+/// Opens --data (or --synthetic) with the transforms that the options and the model's input statistics name.
+/// `with_train`: the training split too. Errors  usage: neither --data nor --synthetic; io: folders, files
+DataSets open_data(const Options& o, const VitConfig& c, bool with_train);
+
+/// What a weight file says about the model it was saved from: options by name. Files of other programs say
+/// nothing; the number of classes then comes from the rows of `head.weight`.
+StringMap saved_settings(const WeightFile& file);
+
+/// Options of the run that a weight file should carry, so that eval needs no more than the file.
+StringMap settings_to_save(const Options& o, const VitConfig& c);
+
+/// Copies weights into the model. Position embeddings of another grid are resized, fused and split q/k/v
+/// converted; with `replace_head` a classifier for another number of classes stays at its initialisation. A
+/// file without quantizer state fits a quantized model. Every other difference in names or shapes is an
+/// Error(io), unless `allow_partial`. Returns lines for the log.
+std::vector<std::string> load_into(VisionTransformer& model, const WeightFile& file, bool replace_head,
+                                   bool allow_partial);
+
+}  // namespace lowbit

@@ -1,0 +1,332 @@
+#include "train/step/trainer.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+
+#include "autograd/core/node.h"
+#include "autograd/ops/broadcast.h"
+#include "autograd/ops/cross_entropy.h"
+#include "autograd/ops/pointwise.h"
+#include "tensor/core/context.h"
+#include "train/optim/clip.h"
+
+namespace lowbit {
+namespace {
+
+double now() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+LoaderOptions loader_options(const Options& o, int64_t batch, bool drop_last) {
+  LoaderOptions l;
+  l.batch = batch;
+  l.workers = int(o.integer("workers"));
+  l.slots = std::max(3, l.workers + 2);
+  l.seed = uint64_t(o.integer("seed"));
+  l.drop_last = drop_last;
+  return l;
+}
+
+/// [B, C] → i64 [B]; the first of equal values.
+Tensor argmax_rows(const Tensor& x) {
+  const Tensor p = x.packed();
+  const int64_t n = p.size(0), c = p.size(1);
+  Tensor best = Tensor::empty({n}, DType::i64);
+  int64_t* out = best.data<int64_t>();
+  for (int64_t i = 0; i < n; ++i) {
+    const float* row = p.data_const<float>() + i * c;
+    out[i] = std::max_element(row, row + c) - row;
+  }
+  return best;
+}
+
+int64_t eval_batch(const Options& o) {
+  return o.integer("eval-batch-size") > 0 ? o.integer("eval-batch-size") : o.integer("batch-size");
+}
+
+}  // namespace
+
+ScheduleOptions schedule_options(const Options& o, int64_t steps_per_epoch) {
+  ScheduleOptions s;
+  s.kind = o.text("sched");
+  s.lr = o.real("lr"), s.min_lr = o.real("min-lr");
+  s.total = double(o.integer("epochs"));
+  s.warmup = double(o.integer("warmup-epochs")), s.warmup_lr = o.real("warmup-lr");
+  s.warmup_scales = o.text("warmup-mode") == "scale";
+  s.interval = o.flag("sched-per-step") ? 1.0 / double(std::max<int64_t>(steps_per_epoch, 1)) : 1;
+  s.cooldown = double(o.integer("cooldown-epochs"));
+  s.cycle_mul = o.real("lr-cycle-mul"), s.cycle_limit = int(o.integer("lr-cycle-limit"));
+  s.decay_interval = o.real("decay-epochs"), s.decay_rate = o.real("decay-rate");
+  s.milestones = o.reals("milestones");
+  s.patience = int(o.integer("patience-epochs"));
+  const std::vector<double> noise = o.reals("lr-noise");
+  if (!noise.empty()) s.noise_from = noise[0] * s.total;
+  if (noise.size() > 1) s.noise_to = noise[1] * s.total;
+  s.noise_bound = o.real("lr-noise-pct");
+  return s;
+}
+
+OptimizerOptions optimizer_options(const Options& o) {
+  OptimizerOptions p;
+  p.kind = o.text("opt");
+  p.weight_decay = o.real("weight-decay");
+  const std::vector<double> betas = o.reals("opt-betas");
+  LOWBIT_CHECK(betas.size() == 2, usage, "lowbit", "--opt-betas takes two numbers: B1,B2");
+  p.beta1 = betas[0], p.beta2 = betas[1];
+  p.eps = o.real("opt-eps");
+  p.momentum = o.real("momentum");
+  return p;
+}
+
+Trainer::Trainer(const Options& o, VisionTransformer& model, VisionTransformer* teacher, const DataSets& data,
+                 std::string folder, Log& log)
+    : o_(o),
+      model_(model),
+      teacher_(teacher),
+      log_(log),
+      folder_(std::move(folder)),
+      settings_(settings_to_save(o, model.config())),
+      arena_(model.parameters()),
+      optimizer_(arena_, optimizer_options(o)),
+      schedule_(schedule_options(
+          o, data.train_order->size() / (o.integer("batch-size") * o.integer("accumulate")))),
+      train_(data.train, data.train_order, loader_options(o, o.integer("batch-size"), true)),
+      val_(data.val, data.val_order, loader_options(o, eval_batch(o), false)),
+      checkpoints_(folder_, int(o.integer("keep"))),
+      accumulate_(o.integer("accumulate")),
+      steps_per_epoch_(train_.batches() / accumulate_),
+      epochs_(int64_t(std::llround(schedule_.run_length()))) {
+  LOWBIT_CHECK(steps_per_epoch_ > 0, usage, "lowbit",
+               "an epoch needs at least one step: lower --batch-size or --accumulate (got ",
+               data.train_order->size(), " training images, batches of ", o.integer("batch-size"), ", ",
+               accumulate_, " a step)");
+  if (o.flag("model-ema")) ema_.emplace(arena_, model.state(), o.real("model-ema-decay"));
+  model_.recompute_blocks = o.flag("recompute");
+  context().generator = Generator(uint64_t(o.integer("seed")), 1);
+}
+
+void Trainer::resume(const RunCheckpoints::Resume& from) {
+  const auto number = [&](const char* key) {
+    const auto it = from.state.meta.find(key);
+    LOWBIT_CHECK(it != from.state.meta.end(), io, "resume", "the training state lacks '", key, "'");
+    return std::stod(it->second);
+  };
+  model_.load(from.weights.tensors);
+  const auto part = [&](const std::string& prefix) {
+    TensorMap m;
+    for (const auto& [name, t] : from.state.tensors)
+      if (name.starts_with(prefix)) m[name.substr(prefix.size())] = t;
+    return m;
+  };
+  optimizer_.load(part("optim/"));
+  if (ema_) ema_->load(part("ema/"));
+  epoch_ = int64_t(number("epoch")), step_in_epoch_ = int64_t(number("step_in_epoch")),
+  step_ = int64_t(number("step"));
+  best_top1_ = from.state.tensors.at("best_top1").item<double>();
+  schedule_.load(from.state.tensors.at("schedule").to_vector<double>());
+  context().generator.set_state(uint64_t(from.state.tensors.at("generator").item<int64_t>()));
+}
+
+void Trainer::save_last() {
+  Checkpoint state;
+  for (auto& [name, t] : optimizer_.state()) state.tensors["optim/" + name] = t;
+  if (ema_)
+    for (auto& [name, t] : ema_->state()) state.tensors["ema/" + name] = t;
+  state.tensors["best_top1"] = Tensor::full({1}, best_top1_, DType::f64);
+  const std::vector<double> schedule = schedule_.state();
+  state.tensors["schedule"] = Tensor::from(std::span<const double>(schedule), {int64_t(schedule.size())});
+  const int64_t generator[] = {int64_t(context().generator.state())};
+  state.tensors["generator"] = Tensor::from(std::span<const int64_t>(generator), {1});
+  state.meta = {{"epoch", std::to_string(epoch_)},
+                {"step_in_epoch", std::to_string(step_in_epoch_)},
+                {"step", std::to_string(step_)}};
+  checkpoints_.save_last(weights_checkpoint(), state);
+}
+
+Checkpoint Trainer::weights_checkpoint() {
+  Checkpoint c{model_.state(), settings_};
+  c.meta["lowbit.epoch"] = std::to_string(epoch_);
+  c.meta["lowbit.step"] = std::to_string(step_);
+  return c;
+}
+
+double Trainer::rate() const {
+  const double t = o_.flag("sched-per-step")
+                       ? double(epoch_) + double(step_in_epoch_) / double(steps_per_epoch_)
+                       : double(epoch_);
+  return schedule_.lr(t);
+}
+
+Variable Trainer::loss(const Loader::Batch& b, Variable& logits) {
+  const Variable images(b.fields[0]);
+  const Tensor& labels = b.fields[1];
+  const VisionTransformer::Heads h = model_.heads(images);
+  logits = h.cls;
+  const double smoothing = o_.real("smoothing");
+  Variable base = cross_entropy(h.cls, labels, smoothing);
+  if (!teacher_) {
+    // Without a teacher both heads learn the labels.
+    return h.dist.defined() ? scale(add(base, cross_entropy(h.dist, labels, smoothing)), 0.5) : base;
+  }
+  Tensor target;
+  {
+    NoGrad off;
+    target = (*teacher_)(images).data();
+  }
+  const double alpha = o_.real("distill-alpha"), temperature = o_.real("distill-temperature");
+  const Variable& student = h.dist.defined() ? h.dist : h.cls;
+  const Variable distilled = o_.text("distill") == "hard"
+                                 ? cross_entropy(student, argmax_rows(target))
+                                 : kl_divergence(student, Variable(target), temperature);
+  return add(scale(base, 1 - alpha), scale(distilled, alpha));
+}
+
+void Trainer::check_loss(float value, const Loader::Batch& b) {
+  if (std::isfinite(value)) return;
+  // Run the batch again with every op's output checked: the message then names the op.
+  context().check_finite = true;
+  std::string cause = "every operation's output is finite when repeated";
+  try {
+    Variable logits;
+    loss(b, logits);
+  } catch (const Error& e) {
+    cause = e.what();
+  }
+  context().check_finite = false;
+  fail(ErrorKind::numeric, "train",
+       str_cat("loss is not finite at step ", step_ + 1, " (", cause, "); the last checkpoint is in ",
+               folder_));
+}
+
+void Trainer::step(const std::vector<Loader::Batch>& parts) {
+  optimizer_.zero_grad();
+  for (const Loader::Batch& b : parts) {
+    Variable logits;
+    const Variable l = loss(b, logits);
+    const float value = l.data().item<float>();
+    check_loss(value, b);
+    if (accumulate_ == 1)
+      l.backward();
+    else
+      scale(l, 1.0 / double(accumulate_)).backward();
+    const TopCounts c = count_correct(logits.data(), b.fields[1]);
+    progress_.loss.add(value, double(c.total));
+    progress_.top1.add(c.percent1(), double(c.total));
+  }
+  if (o_.real("clip-grad") > 0)
+    clip_gradients(arena_, clip_mode(o_.text("clip-mode")), o_.real("clip-grad"), 2);
+  progress_.lr = rate();
+  optimizer_.step(progress_.lr);
+  if (ema_) ema_->update();
+  ++step_, ++step_in_epoch_;
+}
+
+void Trainer::report_step(const Loader::Batch&, double seconds, double waited) {
+  progress_.epoch = epoch_, progress_.epochs = epochs_;
+  progress_.step = step_in_epoch_ - 1, progress_.steps = steps_per_epoch_;
+  progress_.batch = o_.integer("batch-size") * accumulate_;
+  progress_.step_time.add(seconds), progress_.data_time.add(waited);
+  const bool line = step_in_epoch_ % o_.integer("log-every") == 0 || step_in_epoch_ == steps_per_epoch_;
+  if (log_.status_line())
+    log_.status(status_text(progress_));
+  else if (line)
+    log_.info(train_line(progress_));
+  if (line)
+    run_log_->event(step_, epoch_, "train",
+                    {{"loss", progress_.loss.last()},
+                     {"top1", progress_.top1.last()},
+                     {"lr", progress_.lr},
+                     {"img_per_s", double(progress_.batch) / seconds},
+                     {"data_wait", waited},
+                     {"mem_mib", resident_mib()}});
+}
+
+bool Trainer::train_epoch(const StopRequest& stop) {
+  model_.train();
+  train_.start(epoch_, step_in_epoch_ * accumulate_);
+  progress_.loss.reset(), progress_.top1.reset(), progress_.step_time.reset(), progress_.data_time.reset();
+  while (step_in_epoch_ < steps_per_epoch_) {
+    const double begin = now();
+    double waited = 0;
+    std::vector<Loader::Batch> parts;
+    for (int64_t i = 0; i < accumulate_; ++i) {
+      const double asked = now();
+      auto batch = train_.next();
+      LOWBIT_ASSERT(batch);
+      waited += now() - asked;
+      if (accumulate_ > 1)  // a batch is valid until the next one is taken
+        for (Tensor& field : batch->fields) field = field.clone();
+      parts.push_back(std::move(*batch));
+    }
+    step(parts);
+    report_step(parts.back(), now() - begin, waited);
+    const bool limit = o_.integer("max-steps") > 0 && step_ >= o_.integer("max-steps");
+    if (step_in_epoch_ < steps_per_epoch_ && (limit || (stop && stop()))) {
+      save_last();
+      outcome_.stopped = !limit;
+      return false;
+    }
+    const int64_t every = o_.integer("checkpoint-every");
+    if (every > 0 && step_ % every == 0) save_last();
+  }
+  return true;
+}
+
+void Trainer::finish_epoch() {
+  outcome_.train_img_per_s =
+      progress_.step_time.mean() > 0 ? double(progress_.batch) / progress_.step_time.mean() : 0;
+  if (ema_) ema_->swap();
+  outcome_.last = evaluate(model_, val_, [&](const EvalResult& r, int64_t) {
+    if (log_.status_line())
+      log_.status(str_cat("evaluating ", r.counts.total, " images, Acc@1 ", r.counts.percent1()));
+    return true;
+  });
+  if (ema_) ema_->swap();
+  const EvalResult& e = outcome_.last;
+  progress_.eval_seconds = e.seconds;
+  log_.info(train_line(progress_));
+  log_.info(eval_result(e.counts, e.loss));
+  run_log_->event(step_, epoch_, "eval",
+                  {{"loss", e.loss},
+                   {"top1", e.counts.percent1()},
+                   {"top5", e.counts.percent5()},
+                   {"img_per_s", e.img_per_s()}});
+  EpochSummary s;
+  s.epoch = epoch_;
+  s.train_loss = progress_.loss.mean(), s.eval_loss = e.loss;
+  s.eval_top1 = e.counts.percent1(), s.eval_top5 = e.counts.percent5();
+  s.lr = progress_.lr, s.img_per_s = outcome_.train_img_per_s;
+  run_log_->epoch(s);
+  schedule_.report(double(epoch_ + 1), e.counts.percent1());
+  const bool best = e.counts.percent1() > best_top1_;
+  if (best) best_top1_ = e.counts.percent1();
+  ++epoch_, step_in_epoch_ = 0;
+  save_last();
+  if (ema_) ema_->swap();
+  if (best) checkpoints_.save_best(weights_checkpoint());
+  if (o_.integer("keep") > 0) checkpoints_.save_epoch(epoch_ - 1, weights_checkpoint());
+  if (ema_) ema_->swap();
+}
+
+TrainOutcome Trainer::run(const StopRequest& stop) {
+  RunLogOptions r;
+  r.folder = folder_, r.tensorboard = o_.flag("tensorboard"), r.resume_epoch = epoch_, r.resume_step = step_;
+  run_log_.emplace(r);
+  if (step_ == 0) save_last();  // a crash in the first epoch can already be resumed
+  const auto limited = [&] { return o_.integer("max-steps") > 0 && step_ >= o_.integer("max-steps"); };
+  while (epoch_ < epochs_ && !limited()) {
+    if (!train_epoch(stop)) break;
+    finish_epoch();
+    if (stop && stop() && epoch_ < epochs_) {
+      outcome_.stopped = true;
+      break;
+    }
+  }
+  log_.clear_status();
+  outcome_.steps = step_;
+  outcome_.best_top1 = best_top1_;
+  return outcome_;
+}
+
+}  // namespace lowbit
