@@ -70,6 +70,26 @@ int source_ended(void* user) {
   return s.position == s.bytes.size();
 }
 
+/// True when something that stb_image may take for a Huffman table announces more than 256 codes:
+/// version 2.27 writes behind its arrays then. The decoder's position after a scan cannot be known without
+/// decoding, so every place that reads like the marker is looked at; in compressed data it cannot occur, in
+/// metadata it hardly does.
+bool has_overlong_huffman_table(std::span<const uint8_t> bytes) {
+  const auto at = [&](size_t i) { return i < bytes.size() ? bytes[i] : uint8_t(0); };
+  for (size_t i = 0; i + 1 < bytes.size(); ++i) {
+    if (bytes[i] != 0xFF || bytes[i + 1] != 0xC4) continue;
+    size_t p = i + 4;
+    for (int left = at(i + 2) * 256 + at(i + 3) - 2; left > 0 && (at(p) >> 4) <= 1 && (at(p) & 15) <= 3;) {
+      int codes = 0;
+      for (size_t k = 1; k <= 16; ++k) codes += at(p + k);
+      if (codes > 256) return true;
+      p += size_t(17 + codes);
+      left -= 17 + codes;
+    }
+  }
+  return false;
+}
+
 constexpr stbi_io_callbacks kCallbacks{read_source, skip_source, source_ended};
 
 }  // namespace
@@ -79,13 +99,15 @@ std::string detail::decode_stb(std::span<const uint8_t> bytes, Image& out) {
     const char* text = stbi_failure_reason();
     return std::string(text ? text : "unknown error");
   };
+  const bool jpeg = sniff_format(bytes) == "jpeg";
+  if (jpeg && has_overlong_huffman_table(bytes)) return "bad Huffman table";
   int width = 0, height = 0, channels = 0;
   const int size = int(bytes.size());  // kMaxImageFile fits
   if (!stbi_info_from_memory(bytes.data(), size, &width, &height, &channels)) return reason();
   if (const std::string why = check_image_size(height, width); !why.empty()) return why;
   Source source{bytes};
   const std::unique_ptr<stbi_uc, decltype(&std::free)> pixels(
-      sniff_format(bytes) == "jpeg"  // from memory it is faster, and it notices the end by itself
+      jpeg  // from memory it is faster, and it notices the end by itself
           ? stbi_load_from_memory(bytes.data(), size, &width, &height, &channels, 3)
           : stbi_load_from_callbacks(&kCallbacks, &source, &width, &height, &channels, 3),
       &std::free);

@@ -3,8 +3,13 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <type_traits>
 
 #include "tensor/core/error.h"
+
+#ifdef __SSE4_1__
+#include <immintrin.h>
+#endif
 
 namespace lowbit {
 
@@ -28,41 +33,55 @@ double cubic(double x) {
 
 // Lanes of 32-bit integers; the compiler lowers them to whatever the machine has.
 typedef int32_t Lanes4 __attribute__((vector_size(16)));
-typedef int32_t Lanes8 __attribute__((vector_size(32)));
-typedef uint8_t Bytes4 __attribute__((vector_size(4)));
-typedef uint8_t Bytes8 __attribute__((vector_size(8)));
+typedef uint8_t Bytes16 __attribute__((vector_size(16)));
 
 inline uint8_t to_pixel(int32_t sum) { return uint8_t(std::clamp(sum >> kPrecision, 0, 255)); }
 
-/// R, G, B and one byte of the next pixel, widened.
-inline Lanes4 load_pixel(const uint8_t* p) {
-  Bytes4 b;
-  std::memcpy(&b, p, 4);
-  return __builtin_convertvector(b, Lanes4);
+/// Four bytes, widened: R, G, B and one of the next pixel.
+inline Lanes4 load_four(const uint8_t* p) {
+  uint32_t word;
+  std::memcpy(&word, p, 4);
+#ifdef __SSE4_1__  // g++ 12 takes the general form apart
+  return Lanes4(_mm_cvtepu8_epi32(_mm_cvtsi32_si128(int(word))));
+#else
+  return Lanes4{int32_t(p[0]), int32_t(p[1]), int32_t(p[2]), int32_t(p[3])};
+#endif
 }
 
-inline Lanes8 load_eight(const uint8_t* p) {
-  Bytes8 b;
-  std::memcpy(&b, p, 8);
-  return __builtin_convertvector(b, Lanes8);
+/// The sums of one pixel as bytes 0 … 2 of a word.
+inline uint32_t to_pixels(Lanes4 sum) {
+  const Lanes4 zero{}, full = zero + 255;
+  Lanes4 v = sum >> kPrecision;
+  v = v < zero ? zero : v;
+  v = v > full ? full : v;
+  const Bytes16 bytes = Bytes16(v);
+  const Bytes16 packed =
+      __builtin_shufflevector(bytes, bytes, 0, 4, 8, 12, 0, 4, 8, 12, 0, 4, 8, 12, 0, 4, 8, 12);
+  uint32_t word;
+  std::memcpy(&word, &packed, 4);
+  return word;
 }
 
-/// R rows at once: the weights are loaded once for all of them and the sums are independent.
+/// R rows at once: the weights are loaded once for all of them and the sums are independent. A pixel is
+/// stored as four bytes, the fourth of which the next pixel overwrites; the last one of a row as three.
 template <int R>
 void horizontal_rows(const uint8_t* const (&src)[R], const ResizeTaps& t, int width,
                      uint8_t* const (&dst)[R]) {
-  for (int x = 0; x < width; ++x) {
+  const auto pixel = [&](int x, auto store) {
     const int32_t* w = t.weight.data() + int64_t(x) * t.taps;
     const int64_t first = int64_t(t.first[size_t(x)]) * 3;
     Lanes4 sum[R];
-    for (int r = 0; r < R; ++r) sum[r] = Lanes4{kHalf, kHalf, kHalf, 0};
+    for (Lanes4& s : sum) s = Lanes4{} + kHalf;
     for (int k = 0, n = t.count[size_t(x)]; k < n; ++k) {
-      for (int r = 0; r < R; ++r) sum[r] += load_pixel(src[r] + first + k * 3) * w[k];
+      for (int r = 0; r < R; ++r) sum[r] += load_four(src[r] + first + k * 3) * w[k];
     }
     for (int r = 0; r < R; ++r) {
-      for (int c = 0; c < 3; ++c) dst[r][x * 3 + c] = to_pixel(sum[r][c]);
+      const uint32_t word = to_pixels(sum[r]);
+      std::memcpy(dst[r] + x * 3, &word, store);
     }
-  }
+  };
+  for (int x = 0; x + 1 < width; ++x) pixel(x, std::integral_constant<size_t, 4>());
+  pixel(width - 1, std::integral_constant<size_t, 3>());
 }
 
 void horizontal_pass(const ImageView& src, const ResizeTaps& t, Image& out) {
@@ -79,15 +98,13 @@ void vertical_row(const uint8_t* src, int64_t stride, const int32_t* w, int n, i
   constexpr int kBlock = 32;
   int64_t i = 0;
   for (; i + kBlock <= bytes; i += kBlock) {
-    Lanes8 sum[4];
-    for (Lanes8& s : sum) s = Lanes8{} + kHalf;
+    int32_t sum[kBlock];
+    std::fill_n(sum, kBlock, kHalf);
     for (int k = 0; k < n; ++k) {
       const uint8_t* p = src + k * stride + i;
-      for (int j = 0; j < 4; ++j) sum[j] += load_eight(p + 8 * j) * w[k];
+      for (int j = 0; j < kBlock; ++j) sum[j] += p[j] * w[k];
     }
-    int32_t flat[kBlock];
-    std::memcpy(flat, sum, sizeof flat);
-    for (int j = 0; j < kBlock; ++j) dst[i + j] = to_pixel(flat[j]);
+    for (int j = 0; j < kBlock; ++j) dst[i + j] = to_pixel(sum[j]);
   }
   for (; i < bytes; ++i) {
     int32_t sum = kHalf;

@@ -42,8 +42,8 @@ inline std::string flat_bmp(int width, int height, uint8_t value) {
   };
   const uint32_t row = (uint32_t(width) * 3 + 3) / 4 * 4, pixels = row * uint32_t(height);
   return "BM" + word(54 + pixels, 4) + word(0, 4) + word(54, 4) + word(40, 4) + word(uint32_t(width), 4) +
-         word(uint32_t(height), 4) + word(1, 2) + word(24, 2) + word(0, 4) + word(pixels, 4) + word(0, 16) +
-         std::string(pixels, char(value));
+         word(uint32_t(height), 4) + word(1, 2) + word(24, 2) + word(0, 4) + word(pixels, 4) +
+         std::string(16, '\0') + std::string(pixels, char(value));
 }
 
 }  // namespace lowbit::test
