@@ -8,6 +8,7 @@
 #include <mutex>
 #include <vector>
 
+#include "tensor/core/backend.h"
 #include "tensor/core/error.h"
 
 namespace lowbit {
@@ -129,20 +130,13 @@ CpuAllocator& cpu_allocator() {
   return cpu;
 }
 
-Allocator* (*cuda_factory)(int) = nullptr;
-
 }  // namespace
 
 void set_allocation_check(bool on) { cpu_allocator().set_check(on); }
 size_t allocation_violations() { return cpu_allocator().violations(); }
 
-void set_cuda_allocator(Allocator* (*factory)(int)) { cuda_factory = factory; }
-
 Allocator& allocator(Device d) {
-  if (!d.is_cuda()) return cpu_allocator();
-  LOWBIT_CHECK(cuda_factory, device, "allocate",
-               "no cuda backend in this build; configure with -DENABLE_CUDA=ON");
-  return *cuda_factory(d.index);
+  return d.is_cuda() ? require_cuda_backend("allocate").allocator(d.index) : cpu_allocator();
 }
 
 }  // namespace lowbit

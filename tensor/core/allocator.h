@@ -32,7 +32,4 @@ void set_allocation_check(bool on);
 /// Damaged guard bands so far, those of live blocks included.
 size_t allocation_violations();
 
-/// The CUDA backend registers its allocator here when it is loaded.
-void set_cuda_allocator(Allocator* (*factory)(int device_index));
-
 }  // namespace lowbit

@@ -1,14 +1,12 @@
 #include "tensor/core/copy.h"
 
-#include <cmath>
+#include <algorithm>
 #include <cstring>
-#include <limits>
 
 #include "tensor/core/thread_pool.h"
+#include "tensor/hd/convert.h"
 
 namespace lowbit {
-
-Stream current_stream(Device d) { return Stream{d, nullptr}; }
 
 int collapse_dims(View* v, int count) {
   int n = 0;
@@ -34,23 +32,6 @@ int collapse_dims(View* v, int count) {
 }
 
 namespace {
-
-template <class D, class S>
-D convert(S s) {
-  using SF = std::conditional_t<std::is_same_v<S, bf16> || std::is_same_v<S, f16>, float, S>;
-  const SF v = static_cast<SF>(s);
-  if constexpr (std::is_same_v<D, bool>)
-    return v != SF(0);
-  else if constexpr (std::is_same_v<D, bf16> || std::is_same_v<D, f16>)
-    return D(static_cast<float>(v));
-  else if constexpr (std::is_integral_v<D> && std::is_floating_point_v<SF>) {
-    if (std::isnan(v)) return D(0);
-    if (v <= static_cast<SF>(std::numeric_limits<D>::min())) return std::numeric_limits<D>::min();
-    if (v >= static_cast<SF>(std::numeric_limits<D>::max())) return std::numeric_limits<D>::max();
-    return static_cast<D>(v);
-  } else
-    return static_cast<D>(v);
-}
 
 /// Offset of the flat position `i` of the outer dimensions [0, ndim-1).
 void outer_offsets(const View& a, const View& b, int64_t i, int64_t& oa, int64_t& ob) {

@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "tensor/core/allocator.h"
+#include "tensor/core/backend.h"
 #include "tensor/core/copy.h"
 
 namespace lowbit {
@@ -218,8 +219,12 @@ void Tensor::copy_from(const Tensor& src) {
 void Tensor::fill(double v) { strided_fill(FillArgs{mutable_view(), v}, device()); }
 
 Tensor Tensor::to(Device d) const {
-  if (d == device()) return *this;
-  fail(ErrorKind::device, "to", str_cat("no cuda backend in this build (got ", str(), " to ", d.str(), ")"));
+  if (!defined() || d == device()) return *this;
+  const CudaBackend& backend = require_cuda_backend("to");
+  const Tensor from = packed();
+  Tensor r = empty(shape_, dtype_, d);
+  if (numel() > 0) backend.transfer(r.raw(), d, from.raw(), device(), bytes());
+  return r;
 }
 
 bool equal_bits(const Tensor& a, const Tensor& b) {

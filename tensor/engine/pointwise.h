@@ -20,22 +20,6 @@
 
 namespace lowbit {
 
-/// The type arithmetic is done in.
-template <class T>
-struct ComputeType {
-  using type = T;
-};
-template <>
-struct ComputeType<bf16> {
-  using type = float;
-};
-template <>
-struct ComputeType<f16> {
-  using type = float;
-};
-template <class T>
-using compute_t = typename ComputeType<T>::type;
-
 /// Calls f(T{}) for T = float or double, the types of the CPU engines.
 template <class F>
 void dispatch_real(DType t, F&& f) {

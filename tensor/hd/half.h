@@ -73,4 +73,20 @@ struct f16 {
   }
 };
 
+/// The type in which elements of type T are computed with.
+template <class T>
+struct ComputeType {
+  using type = T;
+};
+template <>
+struct ComputeType<bf16> {
+  using type = float;
+};
+template <>
+struct ComputeType<f16> {
+  using type = float;
+};
+template <class T>
+using compute_t = typename ComputeType<T>::type;
+
 }  // namespace lowbit
