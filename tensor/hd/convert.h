@@ -11,6 +11,12 @@
 
 namespace lowbit {
 
+/// Constants and not calls: the CUDA compiler runs no host function on the device, constexpr or not.
+template <class D>
+struct Limits {
+  static constexpr D lo = std::numeric_limits<D>::min(), hi = std::numeric_limits<D>::max();
+};
+
 template <class D, class S>
 LOWBIT_HD D convert(S s) {
   using V = compute_t<S>;
@@ -20,7 +26,7 @@ LOWBIT_HD D convert(S s) {
   else if constexpr (std::is_same_v<D, bf16> || std::is_same_v<D, f16>)
     return D(static_cast<float>(v));
   else if constexpr (std::is_integral_v<D> && std::is_floating_point_v<V>) {
-    constexpr D lo = std::numeric_limits<D>::min(), hi = std::numeric_limits<D>::max();
+    constexpr D lo = Limits<D>::lo, hi = Limits<D>::hi;
     if (v != v) return D(0);
     if (v <= static_cast<V>(lo)) return lo;
     if (v >= static_cast<V>(hi)) return hi;
