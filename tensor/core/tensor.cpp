@@ -59,6 +59,7 @@ Tensor Tensor::from(std::span<const double> host, const Shape& s) { return from_
 Tensor Tensor::from(std::span<const int64_t> host, const Shape& s, Device d) { return from_host(host, s, d); }
 
 bool Tensor::contiguous() const {
+  if (numel() == 0) return true;
   int64_t step = 1;
   for (int i = ndim() - 1; i >= 0; --i) {
     if (shape_[i] != 1 && stride_[i] != step) return false;
