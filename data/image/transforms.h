@@ -32,8 +32,9 @@ int center_offset(int size, int crop);
 struct TransformOptions {
   enum class Geometry : uint8_t {
     random_resized_crop,  ///< training on photographs of any size
-    random_crop,          ///< training on images of one size: reflect-pad by `pad`, cut at a random offset
-    center_crop           ///< evaluation
+    random_crop,  ///< training on images of one size: reflect-pad by `pad`, cut at a random offset, drawn
+                  ///< for each image (recipes that draw one for a batch pass its Draws to pixels())
+    center_crop   ///< evaluation
   };
   enum class Interpolation : uint8_t { bilinear, bicubic, random };  ///< random: either, for each sample
 
