@@ -4,48 +4,13 @@
 #include <cmath>
 
 #include "tensor/core/thread_pool.h"
+#include "tensor/engine/reduce.h"
 
 namespace lowbit {
 namespace {
 
-constexpr int64_t kLanes = 32, kRow = 4096;
-
-float tree(float* lane) {
-  for (int64_t w = kLanes / 2; w >= 1; w /= 2)
-    for (int64_t i = 0; i < w; ++i) lane[i] += lane[i + w];
-  return lane[0];
-}
-
-/// Rule 3 for at most kRow elements: lane j adds elements j, j + 32, …, then the lanes are added as a tree.
-template <class F>
-float row_sum(int64_t n, F&& f) {
-  float lane[kLanes] = {};
-  int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes)
-    for (int64_t j = 0; j < kLanes; ++j) lane[j] += f(i + j);
-  for (int64_t j = 0; i + j < n; ++j) lane[j] += f(i + j);
-  return tree(lane);
-}
-
 float sum_squares(const float* x, int64_t n) {
-  if (n <= kRow) return row_sum(n, [x](int64_t i) { return x[i] * x[i]; });
-  std::vector<float> rows(size_t((n + kRow - 1) / kRow));
-  parallel_for(int64_t(rows.size()), 4, [&](int64_t b, int64_t e) {
-    for (int64_t r = b; r < e; ++r) {
-      const float* y = x + r * kRow;
-      rows[size_t(r)] = row_sum(std::min(kRow, n - r * kRow), [y](int64_t i) { return y[i] * y[i]; });
-    }
-  });
-  while (rows.size() > 1) {  // the list of row results by the same rule
-    std::vector<float> next;
-    for (size_t b = 0; b < rows.size(); b += kRow) {
-      const float* y = &rows[b];
-      next.push_back(
-          row_sum(std::min<int64_t>(kRow, int64_t(rows.size() - b)), [y](int64_t i) { return y[i]; }));
-    }
-    rows = std::move(next);
-  }
-  return rows[0];
+  return cpu::sum(n, [x](int64_t i) { return x[i] * x[i]; });
 }
 
 template <class F>
