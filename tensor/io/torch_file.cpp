@@ -230,7 +230,7 @@ Tensor TorchFile::tensor(const PyValue& v) const {
 }
 
 std::vector<std::pair<std::string, const PyValue*>> TorchFile::tensors(const PyValue& v) const {
-  Collector c{source_.name(), 16 * source_.size() + (uint64_t(64) << 20), 4'000'000, uint64_t(256) << 20, {}};
+  Collector c{source_.name(), 16 * source_.size() + (uint64_t(64) << 20), 1'000'000, uint64_t(256) << 20, {}};
   c.walk(v, "", 0);
   return std::move(c.found);
 }

@@ -65,8 +65,10 @@ std::string inflate_raw(const std::string& in, uint64_t size, const std::string&
   return out;
 }
 
-uint32_t crc_of(const void* data, uint64_t n) {
-  uLong crc = ::crc32(0, nullptr, 0);
+}  // namespace
+
+uint32_t crc32_of(const void* data, uint64_t n, uint32_t before) {
+  uLong crc = before;
   for (const auto* p = static_cast<const Bytef*>(data); n > 0;) {
     const uInt step = uInt(std::min<uint64_t>(n, 1u << 30));
     crc = ::crc32(crc, p, step);
@@ -74,8 +76,6 @@ uint32_t crc_of(const void* data, uint64_t n) {
   }
   return uint32_t(crc);
 }
-
-}  // namespace
 
 bool ZipReader::recognises(const ByteSource& source) {
   return source.size() >= 22 &&
@@ -154,7 +154,7 @@ std::string ZipReader::read(const std::string& entry_name) const {
       e.header + 30 + source_.read_le<uint16_t>(e.header + 26) + source_.read_le<uint16_t>(e.header + 28);
   std::string data = source_.read_string(begin, e.compressed);
   if (e.deflated) data = inflate_raw(data, e.size, where);
-  LOWBIT_CHECK(crc_of(data.data(), data.size()) == e.crc, io, kOp, where, " is damaged (wrong checksum)");
+  LOWBIT_CHECK(crc32_of(data.data(), data.size()) == e.crc, io, kOp, where, " is damaged (wrong checksum)");
   return data;
 }
 
@@ -166,7 +166,7 @@ void ZipWriter::put(const std::string& bytes) {
 void ZipWriter::add(const std::string& name, const void* data, uint64_t size) {
   constexpr uint64_t kBig = 0xffffffffu;
   const bool big = size >= kBig, far = position_ >= kBig;
-  const uint32_t crc = crc_of(data, size), size32 = uint32_t(std::min(size, kBig));
+  const uint32_t crc = crc32_of(data, size), size32 = uint32_t(std::min(size, kBig));
   std::string extra;
   if (big) append<uint16_t>(extra, 1), append<uint16_t>(extra, 16), append(extra, size), append(extra, size);
   const uint64_t pad = (64 - (position_ + 30 + name.size() + extra.size() + 4) % 64) % 64;

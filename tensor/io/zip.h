@@ -34,6 +34,9 @@ class ZipReader {
   std::map<std::string, Entry> entries_;
 };
 
+/// CRC-32 of zip and gzip; `before` continues over a sequence of pieces.
+uint32_t crc32_of(const void* data, uint64_t n, uint32_t before = 0);
+
 /// Stored entries, each starting at a multiple of 64 as torch.save does; zip64 where a size needs it.
 class ZipWriter {
  public:
