@@ -1,7 +1,5 @@
 #include "train/checkpoint/state.h"
 
-#include <zlib.h>
-
 #include <algorithm>
 #include <cerrno>
 #include <charconv>
@@ -11,6 +9,8 @@
 #include <vector>
 
 #include <unistd.h>
+
+#include "tensor/io/zip.h"
 
 namespace lowbit {
 namespace {
@@ -22,22 +22,15 @@ constexpr const char* kWeightsChecksum = "weights_crc32";
 
 /// Over names, types, shapes and contents, in the order of names.
 std::string checksum(const TensorMap& tensors) {
-  uLong crc = ::crc32(0, nullptr, 0);
-  auto add = [&](const void* data, size_t n) {
-    for (const auto* p = static_cast<const Bytef*>(data); n > 0;) {
-      const uInt step = uInt(std::min<size_t>(n, 1u << 30));
-      crc = ::crc32(crc, p, step);
-      p += step, n -= step;
-    }
-  };
+  uint32_t crc = 0;
   for (const auto& [name, t] : tensors) {
     const std::string head = str_cat(name, " ", dtype_name(t.dtype()), " ", t.shape().str());
     const Tensor packed = t.to(Device{}).packed();
-    add(head.data(), head.size());
-    add(packed.view().data, packed.bytes());
+    crc = crc32_of(head.data(), head.size(), crc);
+    crc = crc32_of(packed.view().data, packed.bytes(), crc);
   }
   char text[9];
-  std::snprintf(text, sizeof text, "%08lx", crc);
+  std::snprintf(text, sizeof text, "%08x", crc);
   return text;
 }
 

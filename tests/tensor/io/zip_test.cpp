@@ -63,6 +63,11 @@ TEST(Zip, DetectsWrongContent) {
   }
 }
 
+TEST(Zip, ChecksumHasTheKnownAnswerAndContinues) {
+  EXPECT_EQ(crc32_of("123456789", 9), 0xCBF43926u);
+  EXPECT_EQ(crc32_of("56789", 5, crc32_of("1234", 4)), 0xCBF43926u);
+}
+
 TEST(Zip, SurvivesDamage) { test::expect_robust(read_all, sample(), 10000); }
 
 }  // namespace
