@@ -285,7 +285,7 @@ void Trainer::finish_epoch() {
   if (ema_) ema_->swap();
   const EvalResult& e = outcome_.last;
   progress_.eval_seconds = e.seconds;
-  log_.info(train_line(progress_));
+  if (log_.status_line()) log_.info(train_line(progress_));  // otherwise the last step has printed it
   log_.info(eval_result(e.counts, e.loss));
   run_log_->event(step_, epoch_, "eval",
                   {{"loss", e.loss},

@@ -1,0 +1,64 @@
+#include "train/apps/experiment.h"
+
+#include "data/image/decode.h"
+#include "train/step/quantize.h"
+#include "train/step/summary.h"
+
+namespace lowbit {
+namespace {
+
+/// Number of outputs: --num-classes, else the data's when training, else the weights', else the data's.
+int64_t class_count(const Options& o, const DataSets& data, bool training, bool from_weights) {
+  const int64_t asked = o.integer("num-classes");
+  if (asked > 0 && (o.given("num-classes") || !training) && (from_weights || o.given("num-classes")))
+    return asked;
+  return data.classes;
+}
+
+}  // namespace
+
+LogOptions log_options(const Options& o) {
+  LogOptions l;
+  l.threshold = o.flag("quiet") ? LogLevel::warning : o.flag("verbose") ? LogLevel::debug : LogLevel::info;
+  return l;
+}
+
+Experiment open_experiment(const Options& given, bool training, Log& log) {
+  Experiment e{given, {}, nullptr};
+  Options& o = e.options;
+  LOWBIT_CHECK(o.text("device") == "cpu", usage, "lowbit", "--device ", o.text("device"),
+               ": this build runs on the CPU only; leave --device out");
+  WeightFile weights;
+  const bool have_weights = !o.text("weights").empty();
+  bool classes_in_file = false;
+  if (have_weights) {
+    weights = load_weights(o.text("weights"));
+    for (const auto& [name, value] : saved_settings(weights)) {
+      if (!find_option(name, o.verb().mask)) continue;
+      if (name == "num-classes") {
+        if (training || o.given(name)) continue;
+        classes_in_file = true;
+      }
+      o.set(name, value, OptionOrigin::config_file);
+    }
+  }
+  e.data = open_data(o, model_config(o, o.integer("num-classes")), training);
+  const VitConfig config = model_config(o, class_count(o, e.data, training, classes_in_file));
+  LOWBIT_CHECK(e.data.classes <= config.classes, usage, "lowbit", "the data have ", e.data.classes,
+               " classes, the model ", config.classes,
+               training ? "; check --num-classes" : "; these weights belong to other data");
+  e.model = std::make_unique<VisionTransformer>(config, uint64_t(o.integer("seed")));
+  log.info("data: " + e.data.description + ", decoder " + decoder_name());
+  const QuantizeReport q = quantize(*e.model, o);
+  if (have_weights) {
+    for (const std::string& note : load_into(*e.model, weights, training, o.flag("allow-partial")))
+      log.info(note);
+    log.info(str_cat("weights: ", o.text("weights"), " (", format_name(weights.format), ")"));
+  }
+  calibrate(*e.model, o, e.data, log);
+  log.info("model: " + model_line(*e.model));
+  if (q.active) log.write(LogLevel::info, "bit map:\n" + bit_map(*e.model));
+  return e;
+}
+
+}  // namespace lowbit

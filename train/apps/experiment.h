@@ -1,0 +1,25 @@
+#pragma once
+// The common start of train and eval.
+
+#include <memory>
+
+#include "train/metrics/log.h"
+#include "train/step/build.h"
+
+namespace lowbit {
+
+/// Options completed by what the weight file says about its model, the data, and the model with its weights,
+/// quantizers and calibrated scales.
+struct Experiment {
+  Options options;
+  DataSets data;
+  std::unique_ptr<VisionTransformer> model;
+};
+
+/// Throws Error(usage, io). `training`: the number of classes follows the data and a classifier of another
+/// size is replaced; otherwise it follows the weights.
+Experiment open_experiment(const Options& o, bool training, Log& log);
+
+LogOptions log_options(const Options& o);
+
+}  // namespace lowbit

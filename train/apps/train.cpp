@@ -1,0 +1,116 @@
+#include <cstdio>
+
+#include "data/image/decode.h"
+#include "tensor/io/atomic_file.h"
+#include "train/apps/experiment.h"
+#include "train/apps/run_main.h"
+#include "train/apps/verbs.h"
+#include "train/metrics/sha256.h"
+#include "train/step/stop.h"
+#include "train/step/summary.h"
+#include "train/step/trainer.h"
+
+namespace lowbit {
+namespace {
+
+std::unique_ptr<VisionTransformer> open_teacher(const Options& o, const VitConfig& student, Log& log) {
+  if (o.text("teacher").empty()) return nullptr;
+  require_option(o, "teacher-weights");
+  VitConfig c = vit_config(o.text("teacher"));
+  c.classes = student.classes, c.image_size = student.image_size;
+  auto teacher = std::make_unique<VisionTransformer>(c, 0);
+  for (const std::string& note : load_into(*teacher, load_weights(o.text("teacher-weights")), false, false))
+    log.info("teacher " + note);
+  teacher->eval();
+  log.info("teacher: " + model_line(*teacher) + ", " + o.text("teacher-weights"));
+  return teacher;
+}
+
+void print_plan(const Options& o, VisionTransformer& model, const Trainer& trainer, const DataSets& data) {
+  const StepEstimate e = estimate_step(model, o.integer("batch-size"));
+  const int64_t steps = trainer.steps_per_epoch(), epochs = o.integer("epochs");
+  const double parameters = 4.0 * double(model_size(model).parameters);
+  std::printf("model        %s\n", model_line(model).c_str());
+  std::printf("bit map\n%s", bit_map(model).c_str());
+  std::printf("data         %s; decoder %s\n", data.description.c_str(), decoder_name());
+  std::printf("run          %lld epochs of %lld steps of %lld images, seed %lld\n",
+              static_cast<long long>(epochs), static_cast<long long>(steps),
+              static_cast<long long>(o.integer("batch-size") * o.integer("accumulate")),
+              static_cast<long long>(o.integer("seed")));
+  std::printf("memory       parameters, gradients and moments %s, kept for backward %s\n",
+              bytes_text(4 * parameters).c_str(), bytes_text(double(e.saved_bytes)).c_str());
+  if (o.flag("report-memory")) std::printf("%s", e.per_op.c_str());
+  const double total = e.seconds * double(o.integer("accumulate")) * double(steps) * double(epochs);
+  std::printf("time         %.2f s a step, %.1f img/s, about %s without evaluations\n", e.seconds,
+              double(o.integer("batch-size")) / e.seconds, duration_text(total).c_str());
+}
+
+void write_identity(const Options& o, const std::vector<std::string>& command_line, const std::string& folder,
+                    const DataSets& data) {
+  Manifest m;
+  m.command_line = command_line;
+  m.start_time = unix_time();
+  m.decoder = decoder_name();
+  if (!o.text("weights").empty()) m.digests["weights"] = sha256_file(o.text("weights"));
+  if (!o.text("teacher-weights").empty()) m.digests["teacher"] = sha256_file(o.text("teacher-weights"));
+  m.extra = {{"data", data.description}, {"seed", o.raw("seed")}, {"device", o.text("device")}};
+  write_file_atomic(folder + "/manifest.json", manifest_json(m));
+  write_file_atomic(folder + "/args.json", o.args_json());
+}
+
+}  // namespace
+
+int run_train(const Options& given, const std::vector<std::string>& command_line) {
+  install_stop_signals();
+  Log log(log_options(given));
+  StopControl control(given.seconds("time-limit"));
+  Experiment e = open_experiment(given, true, log);
+  const Options& o = e.options;
+  VisionTransformer& model = *e.model;
+  const auto teacher = open_teacher(o, model.config(), log);
+  const bool dry = o.flag("dry-run");
+  const std::string folder = dry ? "" : make_run_folder(o.text("output"), o.text("run"), model.config().name);
+  if (!dry) log.open_file(folder + "/log.txt");
+  Trainer trainer(o, model, teacher.get(), e.data, folder, log);
+  if (dry) {
+    print_plan(o, model, trainer, e.data);
+    return kExitSuccess;
+  }
+  if (o.flag("eval-only")) return run_eval(given, command_line);
+  RunCheckpoints checkpoints(folder);
+  if (o.text("resume") != "none") {
+    const std::string& from = o.text("resume");
+    const auto found = (from == "auto" ? checkpoints : RunCheckpoints(from)).load_last();
+    LOWBIT_CHECK(found || from == "auto", io, "resume", from, " holds no checkpoint");
+    if (found) {
+      if (!found->note.empty()) log.warning(found->note);
+      trainer.resume(*found);
+      log.info(str_cat("resumed after step ", found->state.meta.at("step")));
+    }
+  }
+  write_identity(o, command_line, folder, e.data);
+  log.info("run folder: " + folder + "; to resume: the same command with --run " +
+           folder.substr(folder.rfind('/') + 1));
+  double step_seconds = 0;
+  auto last = std::chrono::steady_clock::now();
+  const TrainOutcome r = trainer.run([&] {
+    const auto now = std::chrono::steady_clock::now();
+    step_seconds = std::chrono::duration<double>(now - last).count();
+    last = now;
+    return control.should_stop(step_seconds);
+  });
+  if (r.stopped) {
+    log.warning(str_cat("stopped by ", control.reason(), " after step ", r.steps,
+                        "; run the same command again to continue"));
+    return kExitStopped;
+  }
+  std::printf(
+      "{\"run\": \"%s\", \"steps\": %lld, \"top1\": %.3f, \"top5\": %.3f, \"best_top1\": %.3f, "
+      "\"train_img_per_s\": %.2f, "
+      "\"peak_mib\": %.1f}\n",
+      folder.c_str(), static_cast<long long>(r.steps), r.last.counts.percent1(), r.last.counts.percent5(),
+      r.best_top1, r.train_img_per_s, peak_resident_mib());
+  return kExitSuccess;
+}
+
+}  // namespace lowbit

@@ -1,0 +1,18 @@
+#pragma once
+// The verbs of the program. Each returns an exit code and throws Error for everything else.
+
+#include <string>
+#include <vector>
+
+#include "train/config/options.h"
+
+namespace lowbit {
+
+int run_train(const Options& o, const std::vector<std::string>& command_line);
+int run_eval(const Options& o, const std::vector<std::string>& command_line);
+int run_inspect(const Options& o, const std::vector<std::string>& command_line);
+int run_diff(const Options& o, const std::vector<std::string>& command_line);
+int run_convert(const Options& o, const std::vector<std::string>& command_line);
+int run_bench(const Options& o, const std::vector<std::string>& command_line);
+
+}  // namespace lowbit

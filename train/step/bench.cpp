@@ -1,0 +1,118 @@
+#include "train/step/bench.h"
+
+#include <algorithm>
+#include <chrono>
+
+#include "autograd/core/node.h"
+#include "autograd/ops/cross_entropy.h"
+#include "tensor/core/allocator.h"
+#include "tensor/engine/gemm_int8.h"
+#include "train/optim/optimizer.h"
+
+namespace lowbit {
+namespace {
+
+double now() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+double median(std::vector<double> v) {
+  std::nth_element(v.begin(), v.begin() + std::ptrdiff_t(v.size() / 2), v.end());
+  return v[v.size() / 2];
+}
+
+Tensor pattern(const Shape& s) {
+  Tensor t = Tensor::empty(s);
+  float* p = t.data<float>();
+  for (int64_t i = 0; i < t.numel(); ++i) p[i] = float(uint64_t(i) * 2654435761u % 1000) * 0.004f - 2.f;
+  return t;
+}
+
+/// Median seconds of f(), repeated for about `seconds`.
+template <class F>
+double timed(double seconds, F f) {
+  f();
+  std::vector<double> t;
+  const double end = now() + seconds;
+  while (t.size() < 3 || now() < end) {
+    const double begin = now();
+    f();
+    t.push_back(now() - begin);
+  }
+  return median(t);
+}
+
+}  // namespace
+
+StepTiming time_steps(VisionTransformer& model, int64_t batch, double seconds) {
+  const VitConfig& c = model.config();
+  const Variable images(pattern({batch, c.in_channels, c.image_size, c.image_size}));
+  Tensor labels = Tensor::empty({batch}, DType::i64);
+  for (int64_t i = 0; i < batch; ++i) labels.data<int64_t>()[i] = i % c.classes;
+  ParameterArena arena(model.parameters());
+  Optimizer optimizer(arena, {});
+  model.train();
+  StepTiming r;
+  std::vector<double> forward, backward, update;
+  const double end = now() + seconds;
+  for (int pass = 0; pass < 5 || now() < end; ++pass) {
+    allocator({}).reset_peak();
+    const size_t live = allocator({}).stats().live;
+    const double t0 = now();
+    optimizer.zero_grad();
+    const Variable loss = cross_entropy(model(images), labels);
+    const double t1 = now();
+    if (pass == 1) {
+      for (const auto& [op, bytes] : saved_memory(loss)) r.saved_bytes += bytes;
+    }
+    const double t2 = now();
+    loss.backward();
+    const double t3 = now();
+    optimizer.step(1e-5);
+    const double t4 = now();
+    if (pass < 2) continue;
+    r.peak_bytes = std::max(r.peak_bytes, allocator({}).stats().peak - live);
+    forward.push_back(t1 - t0), backward.push_back(t3 - t2), update.push_back(t4 - t3);
+  }
+  r.forward = median(forward), r.backward = median(backward), r.optimizer = median(update),
+  r.repeats = int(forward.size());
+  model.eval();
+  NoGrad off;
+  r.eval = timed(seconds / 4, [&] { model(images); });
+  return r;
+}
+
+std::vector<ProductTiming> time_products(const VitConfig& c, int64_t batch, double seconds) {
+  const int64_t t = batch * c.tokens(), n = c.tokens(), w = c.width, d = w / c.heads, h = batch * c.heads;
+  const struct {
+    const char* name;
+    Shape a, b;
+  } shapes[] = {{"patch embedding",
+                 {batch * c.grid() * c.grid(), c.in_channels * c.patch * c.patch},
+                 {w, c.in_channels * c.patch * c.patch}},
+                {"qkv", {t, w}, {3 * w, w}},
+                {"scores", {h, n, d}, {h, n, d}},
+                {"context", {h, n, n}, {h, d, n}},
+                {"proj", {t, w}, {w, w}},
+                {"fc1", {t, w}, {c.hidden(), w}},
+                {"fc2", {t, c.hidden()}, {w, c.hidden()}}};
+  std::vector<ProductTiming> all;
+  for (const auto& s : shapes) {
+    const Tensor a = pattern(s.a), b = pattern(s.b);
+    Shape out = s.a;
+    out.set(-1, s.b[-2]);
+    Tensor y = Tensor::empty(out);
+    const double flops = 2.0 * double(s.a.numel()) * double(s.b[-2]);
+    ProductTiming p{s.name, 0, 0};
+    p.f32 = flops / timed(seconds, [&] { gemm(y, a, GemmInput(b).t()); }) * 1e-9;
+    Coded ca, cb;
+    ca.codes = Tensor::full(s.a, 7, DType::u8), ca.lo = 0, ca.hi = 15;
+    cb.codes = Tensor::full(s.b, 3, DType::i8), cb.lo = -8, cb.hi = 7;
+    ca.scale = cb.scale = Tensor::scalar(0.1f);
+    p.int8 = flops / timed(seconds, [&] { coded_gemm(y, ca, cb); }) * 1e-9;
+    all.push_back(p);
+  }
+  return all;
+}
+
+}  // namespace lowbit

@@ -1,0 +1,26 @@
+#pragma once
+// Timing of whole training steps, for `lowbit bench` and benchmarks/step_bench.
+
+#include "nn/models/vit.h"
+
+namespace lowbit {
+
+struct StepTiming {
+  double forward = 0, backward = 0, optimizer = 0;  ///< seconds, medians
+  double eval = 0;                                  ///< forward without a tape
+  size_t saved_bytes = 0, peak_bytes = 0;  ///< kept for backward; allocator peak above the start of the step
+  int repeats = 0;
+  double step() const { return forward + backward + optimizer; }
+};
+
+/// Steps of AdamW on `batch` images for about `seconds`, after two warm-up steps. The model is changed.
+StepTiming time_steps(VisionTransformer& model, int64_t batch, double seconds);
+
+struct ProductTiming {
+  std::string name;
+  double f32 = 0, int8 = 0;  ///< G multiply-adds ·2 a second
+};
+/// Every distinct matrix product of the model's forward pass for `batch` images, f32 and u8 × s8.
+std::vector<ProductTiming> time_products(const VitConfig& c, int64_t batch, double seconds);
+
+}  // namespace lowbit
