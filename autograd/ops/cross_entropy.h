@@ -42,9 +42,9 @@ struct LogSumExp {
 struct ClassLossMath {
   template <class T>
   struct Label {
-    int64_t label;
-    T on, off;
-    LOWBIT_HD T operator()(int64_t i) const { return i == label ? on + off : off; }
+    int32_t label;
+    T at_label, elsewhere;
+    LOWBIT_HD T operator()(int64_t i) const { return int32_t(i) == label ? at_label : elsewhere; }
   };
   template <class T>
   struct Soft {
@@ -66,7 +66,8 @@ struct ClassLossMath {
   }
   template <class T>
   LOWBIT_HD static Label<T> label(const ClassLossOptions& o, const void* target, int64_t r) {
-    return {static_cast<const int64_t*>(target)[r], T(1 - o.smoothing), T(o.smoothing / double(o.n))};
+    const T all = T(o.smoothing / double(o.n));
+    return {int32_t(static_cast<const int64_t*>(target)[r]), T(1 - o.smoothing) + all, all};
   }
   template <class T>
   LOWBIT_HD static Soft<T> soft(const ClassLossOptions& o, const void* target, int64_t r) {
@@ -85,11 +86,10 @@ struct ClassLossMath {
     const T log_sum = math::log(l.sum);
     return row.sum(n, [=](int64_t i) { return w(i) * (log_sum - (z[i] / temperature - l.max)); });
   }
-  /// dz_i = factor/t·(softmax(z/t)_i·Σw − w_i)
+  /// dz_i = factor/t·(softmax(z/t)_i·total − w_i),  total = Σ w
   template <class T, class Row, class Weight>
   LOWBIT_HD static void backward(const Row& row, T* dz, const T* z, int64_t n, T temperature, LogSumExp<T> l,
-                                 T factor, Weight w) {
-    const T total = row.sum(n, [=](int64_t i) { return w(i); });
+                                 T factor, T total, Weight w) {
     row.for_each(n, [=](int64_t i) {
       const T p = math::exp(z[i] / temperature - l.max) / l.sum;
       dz[i] = factor * (p * total - w(i)) / temperature;
@@ -100,9 +100,10 @@ struct ClassLossMath {
   LOWBIT_HD static void backward_teacher(const Row& row, T* dt, const T* z, int64_t n, T temperature,
                                          LogSumExp<T> l, T factor, Teacher<T> q, bool entropy) {
     const T log_sum = math::log(l.sum), log_sum_q = math::log(q.l.sum);
+    const T minus_q = entropy ? T(1) : T(0);  // a factor, not a branch: the loop must vectorise
     const auto c = [=](int64_t i) {
       const T cross = log_sum - (z[i] / temperature - l.max);
-      return entropy ? cross - (log_sum_q - (q.z[i] / temperature - q.l.max)) : cross;
+      return cross - minus_q * (log_sum_q - (q.z[i] / temperature - q.l.max));
     };
     const T mean = row.sum(n, [=](int64_t i) { return q(i) * c(i); });
     row.for_each(n, [=](int64_t i) { dt[i] = factor * q(i) * (c(i) - mean) / temperature; });
@@ -157,12 +158,14 @@ struct ClassLossBwdRow {
     const T t = T(o.temperature), factor = *gy / T(o.rows);
     const LogSumExp<T> l = ClassLossMath::log_sum_exp(row, z, o.n, t);
     if (o.kind == TargetKind::label) {
-      ClassLossMath::backward(row, dz, z, o.n, t, l, factor, ClassLossMath::label<T>(o, target, r));
+      ClassLossMath::backward(row, dz, z, o.n, t, l, factor, T(1), ClassLossMath::label<T>(o, target, r));
     } else if (o.kind == TargetKind::soft) {
-      ClassLossMath::backward(row, dz, z, o.n, t, l, factor, ClassLossMath::soft<T>(o, target, r));
+      const auto w = ClassLossMath::soft<T>(o, target, r);
+      const T total = row.sum(o.n, [=](int64_t i) { return w(i); });
+      ClassLossMath::backward(row, dz, z, o.n, t, l, factor, total, w);
     } else {
       const auto q = ClassLossMath::teacher<T>(row, o, target, r);
-      if (dz) ClassLossMath::backward(row, dz, z, o.n, t, l, factor, q);
+      if (dz) ClassLossMath::backward(row, dz, z, o.n, t, l, factor, T(1), q);
       if (dtarget)
         ClassLossMath::backward_teacher(row, dtarget + r * o.n, z, o.n, t, l, factor, q, o.subtract_entropy);
     }

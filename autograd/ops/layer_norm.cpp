@@ -38,9 +38,13 @@ struct LayerNormNode final : Node {
                          : Tensor{};
     };
     Tensor dgamma = output(1), dbeta = output(2);
+    Tensor work =
+        gain && gy.device().is_cuda()
+            ? Tensor::empty({ceil_div(row_count(gy), kRowBlock) * 2 * gy.size(-1)}, gy.dtype(), gy.device())
+            : Tensor{};
     layer_norm_bwd({dx.mutable_view(), dgamma.mutable_view(), dbeta.mutable_view(), gy.view(),
                     x.get(name(), 0).view(), mean.get(name(), 1).view(), rstd.get(name(), 2).view(),
-                    gamma.get(name(), 3).view(), row_count(gy), gy.size(-1)},
+                    gamma.get(name(), 3).view(), work.mutable_view(), row_count(gy), gy.size(-1)},
                    gy.device());
     if (dx.defined()) gx.add(0, dx);
     if (gain) gx.add(1, dgamma), gx.add(2, dbeta);

@@ -15,9 +15,10 @@ struct LayerNormFwdArgs {
   int64_t rows, n;
   double eps;
 };
-/// Outputs that nobody wants have null data; dgamma and dbeta are written together.
+/// Outputs that nobody wants have null data; dgamma and dbeta are written together. `work` (CUDA only): one
+/// pair of sums per column and block of rows.
 struct LayerNormBwdArgs {
-  View dx, dgamma, dbeta, gy, x, mean, rstd, gamma;
+  View dx, dgamma, dbeta, gy, x, mean, rstd, gamma, work;
   int64_t rows, n;
 };
 /// Two passes over the row: the variance from the differences, not from Σ x².

@@ -196,11 +196,12 @@ struct Clamp {
   double lo, hi;
   template <class T>
   LOWBIT_HD T fwd(T x) const {
-    return x < T(lo) ? T(lo) : x > T(hi) ? T(hi) : x;
+    return math::clamp(x, T(lo), T(hi));
   }
   template <class T>
   LOWBIT_HD T bwd(T gy, T x, T /*y*/) const {
-    return x >= T(lo) && x <= T(hi) ? gy : T(0);
+    const T low = T(lo), high = T(hi);  // loaded before the test: a load inside it would not vectorise
+    return (x >= low) & (x <= high) ? gy : T(0);
   }
 };
 

@@ -41,7 +41,13 @@ void reduce_cpu(const ReduceArgs& a, Stream) {
 
 Tensor sum_extent(const Tensor& x, const Shape& shape, int64_t outer, int64_t extent, int64_t inner) {
   Tensor y = Tensor::empty(shape, x.dtype(), x.device());
-  reduce_extent({y.mutable_view(), x.view(), outer, extent, inner}, x.device());
+  Tensor work;
+  if (x.device()
+          .is_cuda())  // a list of chunk sums, its own chunk sums, …; or one sum per column and block of rows
+    work =
+        Tensor::empty({inner == 1 ? 2 * ceil_div(extent, kChunk) + 4 : ceil_div(extent, kRowBlock) * inner},
+                      x.dtype(), x.device());
+  reduce_extent({y.mutable_view(), x.view(), work.mutable_view(), outer, extent, inner}, x.device());
   return y;
 }
 

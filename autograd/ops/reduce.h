@@ -9,9 +9,10 @@ namespace lowbit {
 
 class Variable;
 
-/// y[o, i] = Σ_e x[o, e, i]; packed. Row rule for inner = 1, else column rule.
+/// y[o, i] = Σ_e x[o, e, i]; packed. Row rule for inner = 1, else column rule. `work` (CUDA only): partial
+/// sums.
 struct ReduceArgs {
-  View y, x;
+  View y, x, work;
   int64_t outer, extent, inner;
 };
 extern KernelSlot<ReduceArgs> reduce_extent;

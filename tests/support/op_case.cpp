@@ -50,19 +50,19 @@ bool same_bits(T a, T b) {
 }
 
 template <class T>
-std::string difference_typed(const Tensor& actual, const Tensor& expected, int64_t ulps, double relative) {
+std::string difference_typed(const Tensor& actual, const Tensor& expected, Tolerance tolerance) {
   const std::vector<T> a = actual.to_vector<T>(), e = expected.to_vector<T>();
   double largest = 0;
-  if (relative > 0)
-    for (T v : e) largest = std::fmax(largest, std::fabs(double(v)));
+  for (T v : e) largest = std::fmax(largest, std::fabs(double(v)));
+  const double limit = tolerance.relative * largest + tolerance.absolute;
   int64_t bad = 0, worst = -1, worst_distance = -1;
   for (size_t i = 0; i < a.size(); ++i) {
     if (same_bits(a[i], e[i])) continue;
     const bool finite = std::isfinite(double(a[i])) && std::isfinite(double(e[i]));
     const int64_t distance =
         finite ? std::abs(ordinal(a[i]) - ordinal(e[i])) : std::numeric_limits<int64_t>::max();
-    if (finite && ulps > 0 && distance <= ulps) continue;
-    if (finite && std::fabs(double(a[i]) - double(e[i])) <= relative * largest && relative > 0) continue;
+    if (finite && tolerance.ulps > 0 && distance <= tolerance.ulps) continue;
+    if (finite && limit > 0 && std::fabs(double(a[i]) - double(e[i])) <= limit) continue;
     ++bad;
     if (distance > worst_distance) worst = int64_t(i), worst_distance = distance;
   }
@@ -121,7 +121,7 @@ OpRun run_op(const OpCase& c, const std::vector<InputSpec>& specs, const std::ve
   return r;
 }
 
-std::string difference(const Tensor& actual, const Tensor& expected, int64_t ulps, double relative) {
+std::string difference(const Tensor& actual, const Tensor& expected, Tolerance tolerance) {
   if (actual.defined() != expected.defined())
     return str_cat("got ", actual.defined() ? actual.str() : "nothing", ", expected ",
                    expected.defined() ? expected.str() : "nothing");
@@ -130,24 +130,20 @@ std::string difference(const Tensor& actual, const Tensor& expected, int64_t ulp
     return str_cat("got ", actual.str(), ", expected ", expected.str());
   switch (actual.dtype()) {
     case DType::f32:
-      return difference_typed<float>(actual, expected, ulps, relative);
+      return difference_typed<float>(actual, expected, tolerance);
     case DType::f64:
-      return difference_typed<double>(actual, expected, ulps, relative);
+      return difference_typed<double>(actual, expected, tolerance);
     case DType::i64:
-      return difference_typed<int64_t>(actual, expected, ulps, relative);
+      return difference_typed<int64_t>(actual, expected, tolerance);
     case DType::i32:
-      return difference_typed<int32_t>(actual, expected, ulps, relative);
+      return difference_typed<int32_t>(actual, expected, tolerance);
     case DType::i8:
-      return difference_typed<int8_t>(actual, expected, ulps, relative);
+      return difference_typed<int8_t>(actual, expected, tolerance);
     case DType::u8:
-      return difference_typed<uint8_t>(actual, expected, ulps, relative);
+      return difference_typed<uint8_t>(actual, expected, tolerance);
     default:
       return equal_bits(actual, expected) ? "" : "bits differ";
   }
-}
-
-std::string difference(const Tensor& actual, const Tensor& expected) {
-  return difference(actual, expected, 0, 0);
 }
 
 void add_to_table(const char* suite, OpCase c) { table().push_back({suite, std::move(c)}); }

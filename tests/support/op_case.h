@@ -108,9 +108,13 @@ struct OpRun {
 OpRun run_op(const OpCase& c, const std::vector<InputSpec>& specs, const std::vector<Tensor>& inputs,
              unsigned wanted = ~0u);
 
-/// Empty when shape, dtype and every bit agree; else the worst element, both values and their ulp distance.
-std::string difference(const Tensor& actual, const Tensor& expected);
-/// As difference(), but up to `ulps` and, for gemm, `relative` of the largest expected magnitude are allowed.
-std::string difference(const Tensor& actual, const Tensor& expected, int64_t ulps, double relative);
+/// Allowed: so many ulps, or an absolute difference of relative·(largest expected magnitude) + absolute.
+struct Tolerance {
+  int64_t ulps = 0;
+  double relative = 0, absolute = 0;
+};
+/// Empty when shape, dtype and every bit agree, or values within the tolerance; else the worst element, both
+/// values and their ulp distance.
+std::string difference(const Tensor& actual, const Tensor& expected, Tolerance tolerance = {});
 
 }  // namespace lowbit::test

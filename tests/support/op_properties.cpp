@@ -91,13 +91,13 @@ void parity(const OpCase& c) {
   std::vector<Tensor> moved;
   for (const Tensor& t : in) moved.push_back(t.to(Device{Device::Kind::cuda, 0}));
   const OpRun cpu = run_op(c, c.inputs, in), gpu = run_op(c, c.inputs, moved);
-  const int64_t ulps = c.parity.kind == Parity::Kind::ulp ? c.parity.n : 0;
-  const double relative =
-      c.parity.kind == Parity::Kind::gemm ? 4 * 0x1p-23 * std::sqrt(double(c.parity.n)) : 0;
-  check(c.name + ", output", difference(gpu.y.to(Device{}), cpu.y, ulps, relative));
+  const Tolerance t{
+      .ulps = c.parity.kind == Parity::Kind::ulp ? c.parity.n : 0,
+      .relative = c.parity.kind == Parity::Kind::gemm ? 4 * 0x1p-23 * std::sqrt(double(c.parity.n)) : 0};
+  check(c.name + ", output", difference(gpu.y.to(Device{}), cpu.y, t));
   for (size_t i = 0; i < cpu.grads.size(); ++i) {
     const Tensor g = gpu.grads[i].defined() ? gpu.grads[i].to(Device{}) : Tensor{};
-    check(c.name + ", gradient of input " + std::to_string(i), difference(g, cpu.grads[i], ulps, relative));
+    check(c.name + ", gradient of input " + std::to_string(i), difference(g, cpu.grads[i], t));
   }
 }
 
@@ -187,7 +187,8 @@ void check_precision(const OpCase& c, const std::vector<InputSpec>& specs) {
   const OpRun exact = run_op(c, specs, make_inputs(c, specs, DType::f64));
   const auto close = [&](const std::string& what, const Tensor& a, const Tensor& e) {
     if (a.defined() && e.defined())
-      check(c.name + ", against float64, " + what, difference(a.cast(DType::f64), e, 0, 2e-5));
+      check(c.name + ", against float64, " + what,
+            difference(a.cast(DType::f64), e, {.relative = 2e-5, .absolute = 1e-6}));
     else
       check(c.name + ", against float64, " + what, difference(a, e));
   };

@@ -1,0 +1,25 @@
+#include "autograd/ops/layer_norm.h"
+
+#include "autograd/ops/launch.cuh"
+#include "tensor/engine/column.cuh"
+
+namespace lowbit {
+namespace {
+
+void forward_cuda(const LayerNormFwdArgs& a, Stream stream) {
+  cuda::require_f32("layer_norm.fwd", a.x);
+  cuda::rows(a.rows, a.n, LayerNormFwdRow<float>(a), stream);
+}
+void backward_cuda(const LayerNormBwdArgs& a, Stream stream) {
+  cuda::require_f32("layer_norm.bwd", a.gy);
+  if (a.dx.data) cuda::rows(a.rows, a.n, LayerNormBwdRow<float>(a), stream);
+  if (a.dgamma.data)
+    cuda::columns(a.rows, a.n, LayerNormGainColumn<float>(a), a.work.as<float>(), stream,
+                  a.dgamma.as<float>(), a.dbeta.as<float>());
+}
+
+const CudaKernel<LayerNormFwdArgs> forward(layer_norm_fwd, forward_cuda);
+const CudaKernel<LayerNormBwdArgs> backward(layer_norm_bwd, backward_cuda);
+
+}  // namespace
+}  // namespace lowbit
