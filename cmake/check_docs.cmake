@@ -18,6 +18,7 @@ list(APPEND documents README.md)
 foreach(file ${documents})
   get_filename_component(folder ${ROOT}/${file} DIRECTORY)
   file(READ ${ROOT}/${file} text)
+  string(REGEX REPLACE "\\[[=&]?\\]\\(" "lambda (" text "${text}")  # C++ in a code block
   string(REPLACE "](" "<link " text "${text}")          # a bracket would end a list item
   string(REGEX MATCHALL "<link [^)# ]+" links "${text}")
   foreach(link ${links})
