@@ -1,0 +1,242 @@
+#include "quant/ops/lsq.h"
+
+#include <cmath>
+
+#include "autograd/core/node.h"
+#include "tensor/core/context.h"
+
+namespace lowbit {
+namespace {
+
+/// [outer, groups, inner] of x around the settings' axis.
+struct Layout {
+  int64_t outer = 1, groups = 1, inner = 1;
+  bool per_index = true;  ///< one group, or one per index of the axis: what Coded can express
+};
+
+Layout layout_of(const Shape& x, const LsqSettings& s) {
+  Layout l;
+  if (s.axis == Coded::kPerTensor) {
+    LOWBIT_CHECK(s.groups == 1, value, s.name, "a quantizer without an axis has one group (got ", s.groups,
+                 ")");
+    l.inner = x.numel();
+    return l;
+  }
+  LOWBIT_CHECK(s.axis < 0 && -s.axis <= x.ndim(), shape, s.name, "axis must lie in [-", x.ndim(),
+               ", -1] (got axis=", s.axis, ", x=", x.str(), ")");
+  const int64_t extent = x[s.axis];
+  LOWBIT_CHECK(s.groups > 0 && extent % s.groups == 0, shape, s.name,
+               "groups must divide the axis (got groups=", s.groups, ", axis=", s.axis, ", x=", x.str(), ")");
+  const int axis = x.ndim() + s.axis;
+  for (int d = 0; d < axis; ++d) l.outer *= x[d];
+  l.groups = s.groups;
+  l.inner = extent / s.groups;
+  for (int d = axis + 1; d < x.ndim(); ++d) l.inner *= x[d];
+  l.per_index = s.groups == 1 || s.groups == extent;
+  return l;
+}
+
+Levels hull(const std::vector<Levels>& all) {
+  Levels h = all[0];
+  for (const Levels& l : all) h.lo = std::min(h.lo, l.lo), h.hi = std::max(h.hi, l.hi);
+  return h;
+}
+
+/// A view that gives every group the one value of t, or its own.
+View per_group(const Tensor& t, int64_t groups) { return t.expand({groups}).view(); }
+
+Tensor slot_tensor(const LsqSettings& s, const Shape& scale, Device d) {
+  Tensor t = Tensor::empty({s.groups}, DType::i32);
+  int32_t* to = t.data<int32_t>();
+  for (int64_t g = 0; g < s.groups; ++g) {
+    const int slot = s.slots.empty() ? int(g) : s.slots[size_t(g)];
+    LOWBIT_CHECK(slot >= 0 && slot < scale.numel(), value, s.name, "group ", g, " needs scale ", slot,
+                 " (got scale=", scale.str(), ")");
+    to[g] = slot;
+  }
+  return t.to(d);
+}
+
+/// lo and hi of every group, or undefined when all are equal.
+Tensor bounds_tensor(const LsqSettings& s, DType dtype, Device d) {
+  if (s.levels.size() == 1) return {};
+  std::vector<double> v;
+  for (const Levels& l : s.levels) v.push_back(l.lo);
+  for (const Levels& l : s.levels) v.push_back(l.hi);
+  return Tensor::from(std::span<const double>(v), {2, s.groups}).cast(dtype).to(d);
+}
+
+void check_inputs(const Variable& x, const Variable& scale, const Variable& offset, const Variable& nbits,
+                  const LsqSettings& s) {
+  LOWBIT_CHECK(x.dtype() == DType::f32 || x.dtype() == DType::f64, dtype, s.name,
+               "x must be f32 or f64 (got ", x.str(), ")");
+  LOWBIT_CHECK(scale.dtype() == x.dtype() && scale.ndim() == 1, dtype, s.name,
+               "scale must be a vector of x's dtype (got x=", x.str(), ", scale=", scale.str(), ")");
+  LOWBIT_CHECK(!offset.defined() || offset.shape() == scale.shape(), shape, s.name,
+               "offset must have the shape of scale (got offset=", offset.str(), ", scale=", scale.str(),
+               ")");
+  LOWBIT_CHECK(!nbits.defined() || nbits.numel() == 1 || nbits.numel() == s.groups, shape, s.name,
+               "nbits must hold one value or one per group (got nbits=", nbits.str(), ", groups=", s.groups,
+               ")");
+  LOWBIT_CHECK(s.levels.size() == 1 || int64_t(s.levels.size()) == s.groups, value, s.name,
+               "levels must be given once or per group (got ", s.levels.size(), " for ", s.groups,
+               " groups)");
+  LOWBIT_CHECK(s.slots.empty() || int64_t(s.slots.size()) == s.groups, value, s.name,
+               "slots must be given per group (got ", s.slots.size(), " for ", s.groups, " groups)");
+  for (const Levels& l : s.levels)
+    LOWBIT_CHECK(l.lo <= 0 && l.hi > l.lo, value, s.name, "levels must satisfy lo <= 0, lo < hi (got ", l.lo,
+                 " … ", l.hi, ")");
+}
+
+template <class T>
+void check_scale_typed(const Tensor& a, const char* what, bool positive, std::string_view name) {
+  const T* v = a.data_const<T>();
+  for (int64_t g = 0; g < a.numel(); ++g)
+    LOWBIT_CHECK(std::isfinite(v[g]) && (!positive || v[g] > 0), numeric, name, what, " must be ",
+                 positive ? "positive and finite" : "finite", " (got ", v[g], " for group ", g, ")");
+}
+
+/// On the CPU only: reading a device's values would wait for it.
+void check_scale(const Tensor& a, const char* what, bool positive, std::string_view name) {
+  if (a.device().is_cuda()) return;
+  if (a.dtype() == DType::f64)
+    check_scale_typed<double>(a, what, positive, name);
+  else
+    check_scale_typed<float>(a, what, positive, name);
+}
+
+struct FakeQuantNode final : Node {
+  Saved x;
+  Tensor scale, offset, bounds, slots, grad_scale;  // private copies, written by nobody
+  LsqCall call{};
+  const char* name() const override { return "fake_quant_lsq"; }
+  void backward(const Tensor& gy, GradSink& gx) override;
+  void release() override { x.release(); }
+  std::vector<Tensor> saved() const override { return {x.peek(), scale}; }
+};
+
+void FakeQuantNode::backward(const Tensor& gy, GradSink& gx) {
+  LsqCall c = call;
+  c.x = x.get(name(), 0).view();
+  const bool params = gx.wants(1) || gx.wants(2) || gx.wants(3);
+  const auto zeros_for = [&](int input) {
+    if (!gx.wants(input)) return Tensor{};
+    Tensor t = gx.alloc(input);
+    t.fill(0);
+    return t;
+  };
+  const auto view_of = [](Tensor& t) { return t.defined() ? t.mutable_view() : View{}; };
+  Tensor dx = gx.wants(0) ? gx.alloc(0) : Tensor{};
+  Tensor partial = Tensor::empty({3, c.outer * c.groups}, gy.dtype(), gy.device());
+  Tensor sums = Tensor::empty({3, c.groups}, gy.dtype(), gy.device());
+  lsq_bwd(
+      {c, gy.view(), view_of(dx), partial.mutable_view(), sums.mutable_view(), gx.wants(2) || gx.wants(3)},
+      gy.device());
+  if (dx.defined()) gx.add(0, dx);
+  if (!params) return;
+  Tensor d[] = {zeros_for(1), zeros_for(2), zeros_for(3)};
+  lsq_finish({sums.view(), c.scale, c.bounds, c.lo, c.hi, slots.view(),
+              grad_scale.defined() ? per_group(grad_scale, c.groups) : View{}, view_of(d[0]), view_of(d[1]),
+              view_of(d[2])},
+             gy.device());
+  for (int i = 0; i < 3; ++i)
+    if (d[i].defined()) gx.add(i + 1, d[i]);
+}
+
+/// The parameters a call needs, made once and shared by forward and backward.
+std::shared_ptr<FakeQuantNode> prepare(const Tensor& x, const Tensor& scale, const Tensor& offset,
+                                       const LsqSettings& s) {
+  auto n = std::make_shared<FakeQuantNode>();
+  const Layout l = layout_of(x.shape(), s);
+  const Device d = x.device();
+  n->slots = slot_tensor(s, scale.shape(), d);
+  n->bounds = bounds_tensor(s, x.dtype(), d);
+  n->grad_scale = s.grad_scale;
+  const auto gather = [&](const Tensor& from, bool published) {
+    Tensor out = Tensor::empty({s.groups}, x.dtype(), d);
+    lsq_gather({from.view(), n->slots.view(), published ? per_group(s.grad_scale, s.groups) : View{},
+                out.mutable_view()},
+               d);
+    return out;
+  };
+  n->scale = gather(scale, s.published_scale && s.grad_scale.defined());
+  check_scale(n->scale, "scale", true, s.name);
+  if (offset.defined()) {
+    n->offset = gather(offset, false);
+    check_scale(n->offset, "offset", false, s.name);
+  }
+  const Levels h = hull(s.levels);
+  n->call = {x.view(),
+             n->scale.view(),
+             n->offset.defined() ? n->offset.view() : View{},
+             n->bounds.defined() ? n->bounds.view() : View{},
+             double(h.lo),
+             double(h.hi),
+             l.outer,
+             l.groups,
+             l.inner,
+             s.mask,
+             s.ties};
+  return n;
+}
+
+void run_forward(const FakeQuantNode& n, Tensor& y, int shift, const LsqSettings& s) {
+  int64_t bad = 0;
+  lsq_fwd({n.call, y.mutable_view(), shift, &bad}, y.device());
+  LOWBIT_CHECK(bad == 0, numeric, s.name, "x must be finite (got ", bad, " non-finite of ", y.numel(),
+               " values)");
+}
+
+/// Whether the result can be handed on as integer codes.
+bool codable(const Tensor& x, const Layout& l, bool has_offset, const Levels& h, const LsqSettings& s) {
+  if (s.codes == CodeType::floats || x.dtype() != DType::f32 || !context().integer_products) return false;
+  if (!l.per_index) return false;
+  if (has_offset && l.groups > 1 && s.axis != -1) return false;
+  return s.codes == CodeType::u8 ? h.hi - h.lo <= 255 : h.lo >= -128 && h.hi <= 127;
+}
+
+}  // namespace
+
+Variable fake_quant_lsq(const Variable& x, const Variable& scale, const Variable& offset,
+                        const Variable& nbits, const LsqSettings& s) {
+  check_inputs(x, scale, offset, nbits, s);
+  const Tensor input = x.data().packed();
+  const Layout l = layout_of(input.shape(), s);
+  const auto node = prepare(input, scale.data(), offset.defined() ? offset.data() : Tensor{}, s);
+  const bool keep = needs_grad({x, scale, offset, nbits});
+  if (keep) node->x.set(input);
+  const Levels h = hull(s.levels);
+  if (!codable(input, l, offset.defined(), h, s)) {
+    Tensor y = Tensor::empty(input.shape(), input.dtype(), input.device());
+    run_forward(*node, y, 0, s);
+    return record(std::move(y), keep ? node : nullptr, {x, scale, offset, nbits});
+  }
+  Coded c;
+  const int shift = s.codes == CodeType::u8 ? h.lo : 0;
+  c.codes = Tensor::empty(input.shape(), s.codes == CodeType::u8 ? DType::u8 : DType::i8, input.device());
+  c.scale = node->scale, c.offset = node->offset;
+  c.shift = shift, c.lo = h.lo - shift, c.hi = h.hi - shift;
+  c.scale_axis = l.groups > 1 ? s.axis : Coded::kPerTensor;
+  run_forward(*node, c.codes, shift, s);
+  return record(std::move(c), keep ? node : nullptr, {x, scale, offset, nbits});
+}
+
+double clipped_share(const Tensor& x, const Tensor& scale, const Tensor& offset, const LsqSettings& s) {
+  if (x.numel() == 0) return 0;
+  // With G = 1 the edge sums count the clipped elements.
+  const Tensor input = x.packed();
+  const auto n = prepare(input, scale, offset, s);
+  LsqCall c = n->call;
+  c.mask = MaskRule::clip_then_round, c.ties = TiePolicy::inclusive;
+  const Tensor ones = Tensor::full(x.shape(), 1, x.dtype(), x.device());
+  Tensor partial = Tensor::empty({3, c.outer * c.groups}, x.dtype(), x.device());
+  Tensor sums = Tensor::empty({3, c.groups}, x.dtype(), x.device());
+  lsq_bwd({c, ones.view(), View{}, partial.mutable_view(), sums.mutable_view(), true}, x.device());
+  double total = 0;
+  const Tensor host = sums.to(Device{}).cast(DType::f64);
+  for (int64_t g = 0; g < c.groups; ++g)
+    total += host.data<double>()[c.groups + g] + host.data<double>()[2 * c.groups + g];
+  return total / double(x.numel());
+}
+
+}  // namespace lowbit

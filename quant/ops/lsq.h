@@ -1,0 +1,230 @@
+#pragma once
+// Learned-step uniform fake quantization: one op for every group layout.
+//
+// Shapes   x any shape; seen as [outer, groups, inner] around `axis`: per tensor groups = 1, per channel or
+//          token one group per index of the axis, head-wise several consecutive indices per group.
+// Forward  u = (x − b) / a,  q = rint(clamp(u, lo, hi)),  y = q·a + b   with the group's scale a, offset b
+// and
+//          levels lo … hi; true division, half to even. y carries the integer codes q − shift where the
+//          layout and Context::integer_products allow it; its floats have the same bits either way.
+// Grad     G = dL/dy, m = 1 inside (lo, hi), 0 outside, by `ties` on the edges:
+//          dx = m·G,  da = grad_scale·Σ G·(q − m·u),  db = Σ G·(1 − m)
+//          dnbits = a·ln2·((hi + 1)·Σ_{u>hi} G(1 − m) + lo·Σ_{u<lo} G(1 − m))   (lo, hi as functions of bits)
+// Saves    x (shared with its producer); u is recomputed.
+// Errors   shape, value; numeric: a scale that is not positive and finite, values of x that are not finite
+// Source   Esser et al. 2020 (LSQ), Bhalgat et al. 2020 (LSQ+); docs/methods/lsq.md, docs/methods/vvtq.md
+
+#include <string_view>
+#include <vector>
+
+#include "tensor/core/coded.h"
+#include "tensor/core/kernel_slot.h"
+#include "tensor/core/tensor.h"
+#include "tensor/hd/math.h"
+#include "tensor/hd/row.h"
+
+namespace lowbit {
+
+class Variable;
+
+/// Which elements the straight-through gradient reaches. clip_then_round: lo ≤ u ≤ hi; round_then_clip:
+/// lo ≤ rint(u) ≤ hi; pass_through: all.
+enum class MaskRule : uint8_t { clip_then_round, round_then_clip, pass_through };
+/// The mask where u equals lo or hi exactly (clip_then_round): ½ as min/max split it (VVTQ), 1 (OFQ), 0.
+enum class TiePolicy : uint8_t { half, inclusive, exclusive };
+
+/// Integer levels of one group.
+struct Levels {
+  int lo = -128, hi = 127;
+  static Levels of(int bits, bool is_signed) {
+    return is_signed ? Levels{-(1 << (bits - 1)), (1 << (bits - 1)) - 1} : Levels{0, (1 << bits) - 1};
+  }
+  bool operator==(const Levels&) const = default;
+};
+
+enum class CodeType : uint8_t { u8, i8, floats };  ///< u8: code = level − lowest level; i8: code = level
+
+struct LsqSettings {
+  std::string_view name = "fake_quant_lsq";  ///< whom an error blames
+  int axis = Coded::kPerTensor;              ///< negative; groups divide its extent
+  int64_t groups = 1;
+  std::vector<Levels> levels = {Levels{}};  ///< one, or one per group
+  std::vector<int> slots;  ///< group g uses scale[slots[g]] and offset[slots[g]]; empty: scale[g]
+  Tensor grad_scale;       ///< [1] or [groups]; undefined: 1
+  MaskRule mask = MaskRule::clip_then_round;
+  TiePolicy ties = TiePolicy::half;
+  bool published_scale = false;  ///< a = (s − s·g) + s·g in this order, up to one ulp from s
+  CodeType codes = CodeType::u8;
+};
+
+/// scale [S]; offset [S] or undefined; nbits [1] or [groups], or undefined: only receives its gradient.
+Variable fake_quant_lsq(const Variable& x, const Variable& scale, const Variable& offset,
+                        const Variable& nbits, const LsqSettings& s);
+
+/// Share of elements whose u lies outside [lo, hi], for reports.
+double clipped_share(const Tensor& x, const Tensor& scale, const Tensor& offset, const LsqSettings& s);
+
+// ---------------------------------------------------------------- maths, host and device
+
+template <class T>
+struct QParam {
+  T scale, offset, lo, hi;
+};
+
+struct RoundEven {
+  template <class T>
+  LOWBIT_HD T operator()(T v, int64_t) const {
+    return math::rint(v);
+  }
+};
+
+/// Mask on an edge as a mix of the closed and the open interval.
+template <class T>
+struct TieWeights {
+  T closed, open;
+  static LOWBIT_HD TieWeights of(TiePolicy p) {
+    return p == TiePolicy::half
+               ? TieWeights{T(0.5), T(0.5)}
+               : (p == TiePolicy::inclusive ? TieWeights{T(1), T(0)} : TieWeights{T(0), T(1)});
+  }
+};
+
+template <class T>
+struct QGrad {
+  T dx, dscale, above, below;  ///< above, below: what reaches hi and lo, the values of clipped elements
+};
+
+/// The quantizer of one element. Rounding is a policy, so that a test can freeze it.
+template <MaskRule M>
+struct UniformSte {
+  template <class T, class Round>
+  static LOWBIT_HD T level(T x, QParam<T> p, Round round, int64_t i) {
+    const T u = (x - p.offset) / p.scale;
+    if constexpr (M == MaskRule::round_then_clip) {
+      // Rounded values are integers; the quarter moves the kink away from them for frozen rounding.
+      const T v = round(u, i);
+      return v > p.hi + T(0.25) ? p.hi : (v < p.lo - T(0.25) ? p.lo : v);
+    } else {
+      const T c = u < p.hi ? u : p.hi;
+      return round(c > p.lo ? c : p.lo, i);
+    }
+  }
+  /// Adding the offset, 0 included, turns the level −0 into +0, as integer codes do.
+  template <class T, class Round>
+  static LOWBIT_HD T fwd(T x, QParam<T> p, Round round, int64_t i) {
+    return level(x, p, round, i) * p.scale + p.offset;
+  }
+  template <class T>
+  static LOWBIT_HD QGrad<T> bwd(T gy, T x, QParam<T> p, TieWeights<T> tie) {
+    const RoundEven round{};
+    const T u = (x - p.offset) / p.scale;
+    const T q = level(x, p, round, 0);
+    if constexpr (M == MaskRule::pass_through) return {gy, gy * (q - u), T(0), T(0)};
+    const T v = M == MaskRule::round_then_clip ? round(u, 0) : u;
+    const T closed = M == MaskRule::round_then_clip ? T(1) : tie.closed;
+    const T open = M == MaskRule::round_then_clip ? T(0) : tie.open;
+    const T m = ((v >= p.lo) & (v <= p.hi) ? closed : T(0)) + ((v > p.lo) & (v < p.hi) ? open : T(0));
+    const T rest = gy * (T(1) - m);
+    return {m * gy, gy * (q - m * u), v >= p.hi ? rest : T(0), v <= p.lo ? rest : T(0)};
+  }
+};
+
+// ---------------------------------------------------------------- kernels
+
+/// What forward and backward share: x and the groups' parameters.
+struct LsqCall {
+  View x;              ///< packed
+  View scale, offset;  ///< [groups], packed; offset.data null: 0
+  View bounds;         ///< [2, groups] lo, hi; null: the two numbers below
+  double lo, hi;
+  int64_t outer, groups, inner;
+  MaskRule mask;
+  TiePolicy ties;
+};
+
+struct LsqFwdArgs {
+  LsqCall c;
+  View y;        ///< packed: values, or codes u8/i8
+  int shift;     ///< code = level − shift
+  int64_t* bad;  ///< host counter of non-finite x; null on devices
+};
+
+struct LsqBwdArgs {
+  LsqCall c;
+  View gy, dx;   ///< packed; dx.data null: not wanted
+  View partial;  ///< workspace [3, outer·groups], one triple per run of `inner` elements
+  View sums;     ///< [3, groups]: Σ G(q − m·u), Σ above, Σ below
+  bool edges;    ///< false: only the first sum is wanted, the others are 0
+};
+
+/// out[g] = source[slots[g]], or the published form of it.
+struct LsqGatherArgs {
+  View source, slots, grad_scale, out;  ///< slots i32 [groups]; grad_scale [groups], null: exact
+};
+
+struct LsqFinishArgs {
+  View sums, scale, bounds;  ///< as above
+  double lo, hi;
+  View slots, grad_scale;        ///< grad_scale.data null: 1
+  View dscale, doffset, dnbits;  ///< data null: not wanted
+};
+
+extern KernelSlot<LsqFwdArgs> lsq_fwd;
+extern KernelSlot<LsqBwdArgs> lsq_bwd;
+extern KernelSlot<LsqGatherArgs> lsq_gather;
+extern KernelSlot<LsqFinishArgs> lsq_finish;
+
+template <class T>
+LOWBIT_HD T lsq_at(const View& v, int64_t g) {
+  return v.as<T>()[g * v.stride[0]];
+}
+
+template <class T>
+LOWBIT_HD QParam<T> lsq_param(const LsqCall& c, int64_t g) {
+  const T* bounds = c.bounds.as<T>();
+  return {c.scale.as<T>()[g], c.offset.data ? c.offset.as<T>()[g] : T(0), bounds ? bounds[g] : T(c.lo),
+          bounds ? bounds[c.groups + g] : T(c.hi)};
+}
+
+/// Gradient of one element, stored; returns its summands. dx may be null.
+template <MaskRule M, bool Edges, class T>
+LOWBIT_HD auto lsq_bwd_element(const T* x, const T* gy, T* dx, int64_t i, QParam<T> p, TieWeights<T> tie) {
+  const QGrad<T> g = UniformSte<M>::bwd(gy[i], x[i], p, tie);
+  if (dx) dx[i] = g.dx;
+  if constexpr (Edges)
+    return Pack<T, 3>{{g.dscale, g.above, g.below}};
+  else
+    return g.dscale;
+}
+
+template <class T>
+LOWBIT_HD void lsq_gather_group(const LsqGatherArgs& a, int64_t g) {
+  T s = a.source.as<T>()[a.slots.as<int32_t>()[g]];
+  if (a.grad_scale.data) {
+    const T t = s * lsq_at<T>(a.grad_scale, g);
+    s = (s - t) + t;
+  }
+  a.out.as<T>()[g] = s;
+}
+
+/// Adds the groups' sums into their parameters, in increasing order. Outputs are zeroed before.
+template <class T>
+LOWBIT_HD void lsq_finish_all(const LsqFinishArgs& a) {
+  const int64_t groups = a.sums.shape[1];
+  const T* const sum = a.sums.as<T>();
+  for (int64_t g = 0; g < groups; ++g) {
+    const int64_t slot = a.slots.as<int32_t>()[g];
+    const T factor = a.grad_scale.data ? lsq_at<T>(a.grad_scale, g) : T(1);
+    if (a.dscale.data) a.dscale.as<T>()[slot] += factor * sum[g];
+    if (a.doffset.data) a.doffset.as<T>()[slot] += sum[groups + g] + sum[2 * groups + g];
+    if (a.dnbits.data) {
+      const T lo = a.bounds.data ? a.bounds.as<T>()[g] : T(a.lo);
+      const T hi = a.bounds.data ? a.bounds.as<T>()[groups + g] : T(a.hi);
+      const T ln2 = T(0.693147180559945309);
+      a.dnbits.as<T>()[a.dnbits.shape[0] == 1 ? 0 : g] +=
+          lsq_at<T>(a.scale, g) * ln2 * ((hi + T(1)) * sum[groups + g] + lo * sum[2 * groups + g]);
+    }
+  }
+}
+
+}  // namespace lowbit

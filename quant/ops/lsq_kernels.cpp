@@ -1,0 +1,157 @@
+// CPU kernels of fake_quant_lsq.
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "quant/ops/lsq.h"
+#include "tensor/engine/column.h"
+#include "tensor/engine/pointwise.h"
+
+namespace lowbit {
+namespace {
+
+/// n elements from `begin` on; param(i) is the parameter of element i. Returns how many x are not finite.
+template <class T, class Out, class Param>
+int64_t forward_range(const T* x, Out* y, int64_t n, T shift, const Param& param) {
+  using Ste = UniformSte<MaskRule::clip_then_round>;  // all mask rules give the same levels
+  constexpr T largest = std::numeric_limits<T>::max();
+  int32_t bad = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    if constexpr (std::is_floating_point_v<Out>)
+      y[i] = Ste::fwd(x[i], param(i), RoundEven{}, i);
+    else
+      y[i] = Out(int32_t(Ste::level(x[i], param(i), RoundEven{}, i) - shift));
+    bad += !(math::abs(x[i]) <= largest);
+  }
+  return bad;
+}
+
+/// Work is cut into pieces of runs that share a group, or of rows in which every element has its own.
+template <class T, class Out>
+void forward_typed(const LsqFwdArgs& a) {
+  const LsqCall& c = a.c;
+  const bool own_group = c.inner == 1 && c.groups > 1;
+  const int64_t run = own_group ? c.groups : c.inner, piece = std::min(run, kChunk);
+  const int64_t pieces = ceil_div(run, piece), runs = c.x.numel() / run;
+  const T* const x = c.x.as<T>();
+  Out* const y = a.y.as<Out>();
+  parallel_for(runs * pieces, std::max<int64_t>(1, cpu::kGrain / piece), [&](int64_t b, int64_t e) {
+    int64_t bad = 0;
+    for (int64_t item = b; item < e; ++item) {
+      const int64_t r = item / pieces, first = item % pieces * piece, n = std::min(piece, run - first);
+      const int64_t flat = r * run + first;
+      if (own_group) {
+        bad += forward_range(x + flat, y + flat, n, T(a.shift),
+                             [&](int64_t i) { return lsq_param<T>(c, first + i); });
+      } else {
+        const QParam<T> p = lsq_param<T>(c, r % c.groups);
+        bad += forward_range(x + flat, y + flat, n, T(a.shift), [p](int64_t) { return p; });
+      }
+    }
+    if (bad) __atomic_fetch_add(a.bad, bad, __ATOMIC_RELAXED);
+  });
+}
+
+void forward_cpu(const LsqFwdArgs& a, Stream) {
+  if (a.c.x.numel() == 0) return;
+  if (a.y.dtype == DType::f64)
+    forward_typed<double, double>(a);
+  else if (a.y.dtype == DType::f32)
+    forward_typed<float, float>(a);
+  else if (a.y.dtype == DType::u8)
+    forward_typed<float, uint8_t>(a);
+  else
+    forward_typed<float, int8_t>(a);
+}
+
+template <class T>
+void store(const Pack<T, 3>& v, T* to, int64_t stride) {
+  to[0] = v[0], to[stride] = v[1], to[2 * stride] = v[2];
+}
+template <class T>
+void store(T v, T* to, int64_t stride) {
+  to[0] = v, to[stride] = to[2 * stride] = 0;
+}
+
+template <MaskRule M, bool Edges, class T>
+void backward_masked(const LsqBwdArgs& a) {
+  const LsqCall& c = a.c;
+  const TieWeights<T> tie = TieWeights<T>::of(c.ties);
+  const T *const x = c.x.as<T>(), *const gy = a.gy.as<T>();
+  T *const dx = a.dx.as<T>(), *const sums = a.sums.as<T>(), *const partial = a.partial.as<T>();
+  const int64_t runs = c.outer * c.groups, groups = c.groups;
+  if (c.inner == 1 && groups > 1) {  // every element of a row has its own group: column sums
+    cpu::columns(
+        c.outer, groups,
+        [=](int64_t o, int64_t g) {
+          return lsq_bwd_element<M, true>(x, gy, dx, o * groups + g, lsq_param<T>(c, g), tie);
+        },
+        sums, sums + groups, sums + 2 * groups);
+    return;
+  }
+  if (runs == 1) {
+    const QParam<T> p = lsq_param<T>(c, 0);
+    const auto total =
+        dx ? cpu::sum(c.inner, [=](int64_t i) { return lsq_bwd_element<M, Edges>(x, gy, dx, i, p, tie); })
+           : cpu::sum(c.inner, [=](int64_t i) {
+               return lsq_bwd_element<M, Edges>(x, gy, static_cast<T*>(nullptr), i, p, tie);
+             });
+    store(total, sums, 1);
+    return;
+  }
+  cpu::rows(runs, c.inner, [=](const cpu::Row& row, int64_t r) {
+    const QParam<T> p = lsq_param<T>(c, r % groups);
+    const T *const xr = x + r * c.inner, *const gr = gy + r * c.inner;
+    T* const dr = dx ? dx + r * c.inner : nullptr;
+    store(row.sum(c.inner, [=](int64_t i) { return lsq_bwd_element<M, Edges>(xr, gr, dr, i, p, tie); }),
+          partial + r, runs);
+  });
+  cpu::columns(
+      c.outer, groups,
+      [=](int64_t o, int64_t g) {
+        const T* const from = partial + o * groups + g;
+        return Pack<T, 3>{{from[0], from[runs], from[2 * runs]}};
+      },
+      sums, sums + groups, sums + 2 * groups);
+}
+
+template <MaskRule M>
+void backward_ruled(const LsqBwdArgs& a) {
+  dispatch_real(a.gy.dtype, [&]<class T>(T) {
+    if (a.edges)
+      backward_masked<M, true, T>(a);
+    else
+      backward_masked<M, false, T>(a);
+  });
+}
+
+void backward_cpu(const LsqBwdArgs& a, Stream) {
+  switch (a.c.mask) {
+    case MaskRule::clip_then_round:
+      return backward_ruled<MaskRule::clip_then_round>(a);
+    case MaskRule::round_then_clip:
+      return backward_ruled<MaskRule::round_then_clip>(a);
+    case MaskRule::pass_through:
+      return backward_ruled<MaskRule::pass_through>(a);
+  }
+}
+
+void gather_cpu(const LsqGatherArgs& a, Stream) {
+  dispatch_real(a.out.dtype, [&]<class T>(T) {
+    for (int64_t g = 0; g < a.out.shape[0]; ++g) lsq_gather_group<T>(a, g);
+  });
+}
+
+void finish_cpu(const LsqFinishArgs& a, Stream) {
+  dispatch_real(a.sums.dtype, [&]<class T>(T) { lsq_finish_all<T>(a); });
+}
+
+}  // namespace
+
+constinit KernelSlot<LsqFwdArgs> lsq_fwd{"fake_quant_lsq.fwd", forward_cpu};
+constinit KernelSlot<LsqBwdArgs> lsq_bwd{"fake_quant_lsq.bwd", backward_cpu};
+constinit KernelSlot<LsqGatherArgs> lsq_gather{"fake_quant_lsq.scale", gather_cpu};
+constinit KernelSlot<LsqFinishArgs> lsq_finish{"fake_quant_lsq.finish", finish_cpu};
+
+}  // namespace lowbit

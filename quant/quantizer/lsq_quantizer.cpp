@@ -1,0 +1,229 @@
+#include "quant/quantizer/lsq_quantizer.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "autograd/core/node.h"
+#include "quant/observer/statistics.h"
+
+namespace lowbit {
+namespace {
+
+constexpr float kSmallestScale = 1e-4f;
+
+/// In-place clamp of a small parameter; its version changes only when a value does.
+void clamp_parameter(Variable& v, float lo, float hi) {
+  std::vector<float> values = v.data().to_vector<float>();
+  bool changed = false;
+  for (float& x : values) {
+    const float c = std::min(std::max(x, lo), hi);
+    changed |= c != x;
+    x = c;
+  }
+  if (changed) v.mutable_data().copy_from(Tensor::from(std::span<const float>(values), v.shape()));
+}
+
+ScaleFit range_fit(const Tensor& v, Levels l, bool offset) {
+  const Extrema e = extrema(v);
+  if (offset) {
+    const float a = (e.hi[0] - e.lo[0]) / float(l.hi - l.lo);
+    return {a, e.lo[0] - a * float(l.lo), 0};
+  }
+  const float up = std::max(e.hi[0], 0.f) / float(l.hi);
+  return {l.lo < 0 ? std::max(up, std::max(-e.lo[0], 0.f) / float(-l.lo)) : up, 0, 0};
+}
+
+}  // namespace
+
+LsqConfig vvtq_weight(int bits) {
+  LsqConfig c;
+  c.spec = {.bits = bits, .is_weight = true};
+  c.gradient_scale = GradientScale::l1;
+  c.init = ScaleInit::mse;
+  return c;
+}
+
+LsqConfig vvtq_activation(int bits, bool is_signed, bool offset) {
+  LsqConfig c;
+  c.spec = {.bits = bits, .is_signed = is_signed, .symmetric = !offset};
+  c.gradient_scale = GradientScale::numel_over_qp;
+  c.init = ScaleInit::vvtq;
+  c.offset = offset;
+  return c;
+}
+
+LsqConfig headwise(LsqConfig c, int axis, int64_t heads) {
+  c.spec.granularity = Granularity::group;
+  c.spec.axis = axis, c.spec.groups = heads;
+  c.gradient_scale = GradientScale::l1;
+  c.learn_bits = true;
+  c.offset = false, c.spec.symmetric = true;
+  return c;
+}
+
+LsqConfig lsq_plain(int bits, bool is_weight, bool is_signed) {
+  LsqConfig c;
+  c.spec = {.bits = bits, .is_signed = is_signed, .is_weight = is_weight};
+  c.clamp_scale = false;
+  return c;
+}
+
+LsqConfig lsq_plus(int bits, bool is_weight, bool is_signed) {
+  LsqConfig c = lsq_plain(bits, is_weight, is_signed);
+  c.init = is_weight ? ScaleInit::lsq_plus : ScaleInit::mse;
+  c.offset = !is_weight, c.spec.symmetric = is_weight;
+  return c;
+}
+
+LsqQuantizer::LsqQuantizer(const LsqConfig& c)
+    : Quantizer(c.spec),
+      config_(c),
+      nbits_(param("nbits", Tensor::full({c.spec.groups}, c.spec.bits), false)),
+      alpha_(param("alpha", Tensor::zeros({kSlots}), false)),
+      beta_(c.offset ? &param("beta", Tensor::zeros({kSlots}), false) : nullptr),
+      init_state_(buffer("init_state", Tensor::zeros({1}))) {
+  LOWBIT_CHECK(c.spec.bits >= kMinBits && c.spec.bits <= kMaxBits, usage, "quantizer",
+               "bits must lie in [2, 8] (got ", c.spec.bits, ")");
+  LOWBIT_CHECK(!c.offset || c.spec.groups == 1, value, "quantizer",
+               "a head-wise quantizer has no offset (got groups=", c.spec.groups, ")");
+  nbits_.set_requires_grad(c.learn_bits);
+}
+
+void LsqQuantizer::on_state(QuantState, QuantState to) {
+  const bool learn = to == QuantState::learned;
+  alpha_.set_requires_grad(learn);
+  if (beta_) beta_->set_requires_grad(learn);
+  nbits_.set_requires_grad(learn && config_.learn_bits);
+}
+
+bool LsqQuantizer::initialised() const { return init_state_.item<float>() != 0; }
+
+void LsqQuantizer::clamp_parameters() {
+  clamp_parameter(nbits_, kMinBits, kMaxBits);
+  if (config_.clamp_scale) clamp_parameter(alpha_, kSmallestScale, INFINITY);
+}
+
+std::vector<int> LsqQuantizer::group_bits() const {
+  std::vector<int> bits;
+  for (float n : nbits_.data().to_vector<float>())
+    bits.push_back(std::clamp(int(std::nearbyint(n)), kMinBits, kMaxBits));
+  return bits;
+}
+
+int LsqQuantizer::bits() const {
+  const std::vector<int> all = group_bits();
+  return *std::max_element(all.begin(), all.end());
+}
+
+LsqSettings LsqQuantizer::settings() const {
+  LsqSettings s;
+  s.name = label();
+  s.axis = spec().axis, s.groups = spec().groups;
+  s.levels.clear();
+  const std::vector<int> bits = group_bits();
+  for (int n : bits) {
+    s.levels.push_back(Levels::of(n, spec().is_signed));
+    s.slots.push_back(n - kMinBits);
+  }
+  if (std::all_of(bits.begin(), bits.end(), [&](int n) { return n == bits[0]; })) s.levels.resize(1);
+  s.mask = config_.mask, s.ties = config_.ties;
+  s.published_scale = config_.published_scale;
+  s.codes = spec().is_weight ? CodeType::i8 : CodeType::u8;
+  return s;
+}
+
+std::vector<float> LsqQuantizer::gradient_factors(const Tensor& v) const {
+  const float l1 = config_.gradient_scale == GradientScale::l1 ? sum_abs(v) / float(spec().groups) : 0;
+  std::vector<float> factors;
+  for (int n : group_bits()) {
+    const int qp = Levels::of(n, spec().is_signed).hi;
+    double g = 1;
+    if (config_.gradient_scale == GradientScale::l1)
+      g = l1 > 0 ? 1 / std::sqrt(double(l1 * float(qp))) : 1;  // all zero: the gradient it scales is 0
+    else if (config_.gradient_scale == GradientScale::numel)
+      g = 1 / std::sqrt(double(v.numel()) * qp);
+    else
+      g = 1 / std::sqrt(double(v.numel())) / qp;
+    factors.push_back(float(g));
+  }
+  return factors;
+}
+
+Variable LsqQuantizer::fake_quant(const Variable& x) {
+  clamp_parameters();
+  if (!initialised()) {
+    initialise(x.data());
+    clamp_parameters();
+  }
+  const Variable offset = beta_ ? *beta_ : Variable{}, bits = config_.learn_bits ? nbits_ : Variable{};
+  LsqSettings s = settings();
+  if (config_.published_scale || needs_grad({alpha_})) {
+    const std::vector<float> g = gradient_factors(x.data());
+    s.grad_scale = Tensor::from(std::span<const float>(g), {int64_t(g.size())}, x.device());
+  }
+  return fake_quant_lsq(x, alpha_, offset, bits, s);
+}
+
+void LsqQuantizer::initialise(const Tensor& v) {
+  LOWBIT_CHECK(v.numel() > 0, value, label(), "cannot be initialised by an empty tensor (got ", v.str(), ")");
+  std::vector<float> alpha, beta;
+  const double mean = double(sum_abs(v)) / double(v.numel());
+  const Moments m = config_.init == ScaleInit::lsq_plus ? moments(v) : Moments{};
+  const float raw_bits = nbits_.data().to_vector<float>()[0];
+  for (int n = kMinBits; n <= kMaxBits; ++n) {
+    const Levels l = Levels::of(n, spec().is_signed);
+    // One formula value for all slots; head-wise bit-widths differ, so there each slot has its own.
+    const double width = spec().groups > 1 ? n : double(raw_bits);
+    ScaleFit fit;
+    switch (config_.init) {
+      case ScaleInit::vvtq:
+        fit.scale = float(2 * mean / std::sqrt(std::exp2(width - 1) - 1));
+        break;
+      case ScaleInit::lsq:
+        fit.scale = float(2 * mean / std::sqrt(double(l.hi)));
+        break;
+      case ScaleInit::lsq_plus:
+        fit.scale = float(std::max(std::fabs(m.mean - 3 * m.deviation), std::fabs(m.mean + 3 * m.deviation)) /
+                          std::exp2(n - 1));
+        break;
+      case ScaleInit::mse:
+        fit = config_.offset ? fit_scale_and_offset(v, l, label()) : fit_scale(v, l, label());
+        break;
+      case ScaleInit::minmax:
+        fit = range_fit(v, l, config_.offset);
+        break;
+    }
+    LOWBIT_CHECK(std::isfinite(fit.scale) && std::isfinite(fit.offset), numeric, label(),
+                 "the first batch must give a finite scale (got ", fit.scale, ")");
+    alpha.push_back(fit.scale > 0 ? fit.scale : kSmallestScale);  // all-zero values fit any scale
+    beta.push_back(fit.offset);
+  }
+  alpha_.mutable_data().copy_from(Tensor::from(std::span<const float>(alpha), {kSlots}));
+  if (beta_) beta_->mutable_data().copy_from(Tensor::from(std::span<const float>(beta), {kSlots}));
+  init_state_.fill(1);
+  note("initialised from " + v.str());
+}
+
+Tensor LsqQuantizer::scale() const {
+  const std::vector<float> alpha = alpha_.data().to_vector<float>();
+  std::vector<float> s;
+  for (int n : group_bits()) s.push_back(alpha[size_t(n - kMinBits)]);
+  return Tensor::from(std::span<const float>(s), {int64_t(s.size())});
+}
+
+void LsqQuantizer::set_scale(const Tensor& s) {
+  const std::vector<int> bits = group_bits();
+  const std::vector<float> values = s.cast(DType::f32).to_vector<float>();
+  LOWBIT_CHECK(values.size() == bits.size(), shape, label(), "scale must hold one value per group (got ",
+               s.str(), " for ", bits.size(), " groups)");
+  std::vector<float> alpha = alpha_.data().to_vector<float>();
+  for (size_t g = 0; g < bits.size(); ++g) alpha[size_t(bits[g] - kMinBits)] = values[g];
+  alpha_.mutable_data().copy_from(Tensor::from(std::span<const float>(alpha), {kSlots}));
+  init_state_.fill(1);
+}
+
+double LsqQuantizer::clipped_share(const Tensor& x) const {
+  return lowbit::clipped_share(x, alpha_.data(), beta_ ? beta_->data() : Tensor{}, settings());
+}
+
+}  // namespace lowbit
