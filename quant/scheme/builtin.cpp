@@ -1,0 +1,175 @@
+// Schemes by name. Slots as in the vision transformers of nn/models; patterns that a model lacks decide
+// nothing.
+
+#include "quant/scheme/builtin.h"
+
+namespace lowbit {
+namespace {
+
+/// vvtq.md 2.4 (places, widths, signs) and 2.1 (state names).
+constexpr char kVvtq[] = R"(
+[.*\.weight]
+quantizer = lsq
+bits = ${wbits}
+gradient_scale = l1
+init = mse
+state = .
+
+[.*\.attn\.(in|q|k|v|context)|.*\.mlp\.in]
+quantizer = lsq
+bits = ${abits}
+gradient_scale = numel_over_qp
+init = vvtq
+offset = ${offset}
+
+[.*\.attn\.in]
+inherit = yes
+state = quant_input
+[.*\.attn\.q]
+inherit = yes
+state = quant_q
+[.*\.attn\.k]
+inherit = yes
+state = quant_k
+[.*\.attn\.v]
+inherit = yes
+state = quant_v
+[.*\.attn\.context]
+inherit = yes
+state = quant_output
+[.*\.mlp\.in]
+inherit = yes
+state = quant1
+
+[.*\.attn\.probs]
+quantizer = lsq
+bits = ${abits}
+signed = no
+gradient_scale = numel_over_qp
+init = vvtq
+state = quant_attn
+
+[.*\.mlp\.hidden]
+quantizer = lsq
+bits = ${abits}
+signed = no
+offset = yes
+gradient_scale = numel_over_qp
+init = vvtq
+state = quant2
+
+[patch_embed\.in]
+quantizer = lsq
+bits = ${edge_bits}
+gradient_scale = numel_over_qp
+init = vvtq
+state = quant
+
+[head_in]
+quantizer = lsq
+bits = ${edge_bits}
+gradient_scale = numel_over_qp
+init = vvtq
+offset = ${offset}
+state = quant
+
+[(patch_embed\.proj|head|head_dist)\.weight]
+inherit = yes
+bits = ${edge_bits}
+)";
+
+constexpr char kLsq[] = R"(
+[.*\.weight]
+quantizer = lsq
+bits = ${wbits}
+clamp = no
+state = .
+
+[.*\.attn\.(in|q|k|v|context)|.*\.mlp\.in]
+quantizer = lsq
+bits = ${abits}
+clamp = no
+
+[.*\.attn\.probs|.*\.mlp\.hidden]
+quantizer = lsq
+bits = ${abits}
+clamp = no
+signed = no
+
+[patch_embed\.in|head_in]
+quantizer = lsq
+bits = ${edge_bits}
+clamp = no
+
+[(patch_embed\.proj|head|head_dist)\.weight]
+inherit = yes
+bits = ${edge_bits}
+)";
+
+constexpr char kLsqPlus[] = R"(
+[.*\.weight]
+quantizer = lsq
+bits = ${wbits}
+clamp = no
+init = lsq+
+state = .
+
+[.*\.attn\.(in|q|k|v|context)|.*\.mlp\.in]
+quantizer = lsq
+bits = ${abits}
+clamp = no
+offset = yes
+init = mse
+
+[.*\.attn\.probs|.*\.mlp\.hidden]
+quantizer = lsq
+bits = ${abits}
+clamp = no
+signed = no
+offset = yes
+init = mse
+
+[patch_embed\.in|head_in]
+quantizer = lsq
+bits = ${edge_bits}
+clamp = no
+offset = yes
+init = mse
+
+[(patch_embed\.proj|head|head_dist)\.weight]
+inherit = yes
+bits = ${edge_bits}
+)";
+
+constexpr char kMinMax[] = R"(
+[.*\.weight]
+quantizer = minmax
+bits = ${wbits}
+granularity = channel
+
+[.*\.attn\.(in|q|k|v|probs|context)|.*\.mlp\.(in|hidden)]
+quantizer = minmax
+bits = ${abits}
+symmetric = no
+
+[patch_embed\.in|head_in]
+quantizer = minmax
+bits = ${edge_bits}
+symmetric = no
+
+[(patch_embed\.proj|head|head_dist)\.weight]
+inherit = yes
+bits = ${edge_bits}
+)";
+
+}  // namespace
+
+const char* builtin_scheme(std::string_view name) {
+  if (name == "vvtq") return kVvtq;
+  if (name == "lsq") return kLsq;
+  if (name == "lsq+") return kLsqPlus;
+  if (name == "minmax") return kMinMax;
+  return nullptr;
+}
+
+}  // namespace lowbit

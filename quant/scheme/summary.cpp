@@ -1,0 +1,81 @@
+// What a quantized model looks like: its quantizers, bit map, size and clipping.
+
+#include "quant/scheme/scheme.h"
+
+namespace lowbit {
+namespace {
+
+/// Slot whose values a layer multiplies, by the layer's name; the layers of nn know their input only this
+/// way.
+std::string input_slot(const std::string& layer) {
+  static constexpr std::pair<const char*, const char*> kInputs[] = {{"attn.qkv", "attn.in"},
+                                                                    {"attn.proj_q", "attn.in"},
+                                                                    {"attn.proj_k", "attn.in"},
+                                                                    {"attn.proj_v", "attn.in"},
+                                                                    {"attn.proj", "attn.context"},
+                                                                    {"mlp.fc1", "mlp.in"},
+                                                                    {"mlp.fc2", "mlp.hidden"},
+                                                                    {"patch_embed.proj", "patch_embed.in"},
+                                                                    {"head", "head_in"}};
+  for (const auto& [end, slot] : kInputs)
+    if (layer == end || layer.ends_with(std::string(".") + end))
+      return layer.substr(0, layer.size() - std::string_view(end).size()) + slot;
+  return layer + ".in";
+}
+
+constexpr int kFloatBits = 32;
+
+int slot_bits(const std::map<std::string, Quantizer*>& all, const std::string& slot) {
+  const auto at = all.find(slot);
+  return at == all.end() || at->second->quant_state() == QuantState::off ? kFloatBits : at->second->bits();
+}
+
+}  // namespace
+
+std::vector<std::pair<std::string, Quantizer*>> quantizers(Module& model) {
+  std::vector<std::pair<std::string, Quantizer*>> all;
+  for (const NamedSlot& s : model.slots())
+    if (auto* q = dynamic_cast<Quantizer*>(s.slot->get())) all.emplace_back(s.name, q);
+  return all;
+}
+
+void set_quant_state(Module& model, QuantState s, std::string_view reason) {
+  for (const auto& [name, q] : quantizers(model)) q->set_quant_state(s, reason);
+}
+
+std::vector<LayerBits> bit_map(Module& model) {
+  const auto list = quantizers(model);
+  const std::map<std::string, Quantizer*> all(list.begin(), list.end());
+  std::map<std::string, int64_t> sizes;
+  for (const NamedParameter& p : model.parameters()) sizes[p.name] = p.parameter->var.numel();
+  std::vector<LayerBits> rows;
+  for (const NamedSlot& s : model.slots()) {
+    if (!s.name.ends_with(".weight")) continue;
+    const std::string layer = s.name.substr(0, s.name.size() - 7);
+    rows.push_back({layer, slot_bits(all, s.name), slot_bits(all, input_slot(layer)), sizes[s.name]});
+  }
+  return rows;
+}
+
+int64_t model_bits(Module& model) {
+  int64_t bits = 0;
+  for (const NamedParameter& p : model.parameters()) bits += kFloatBits * p.parameter->var.numel();
+  for (const auto& [name, q] : quantizers(model)) {
+    // The state that is stored: one scale per group, and an offset or zero point where there is one.
+    for (const NamedParameter& p : q->parameters()) bits -= kFloatBits * p.parameter->var.numel();
+    bits += kFloatBits * q->spec().groups * (q->spec().symmetric ? 1 : 2);
+  }
+  for (const LayerBits& l : bit_map(model)) bits += (l.wbits - kFloatBits) * l.weights;
+  return bits;
+}
+
+std::vector<std::pair<std::string, double>> clipped_weights(Module& model) {
+  std::map<std::string, Tensor> values;
+  for (const NamedParameter& p : model.parameters()) values[p.name] = p.parameter->var.data();
+  std::vector<std::pair<std::string, double>> shares;
+  for (const auto& [name, q] : quantizers(model))
+    if (values.count(name) && q->initialised()) shares.emplace_back(name, q->clipped_share(values[name]));
+  return shares;
+}
+
+}  // namespace lowbit
