@@ -26,8 +26,6 @@ LogOptions log_options(const Options& o) {
 Experiment open_experiment(const Options& given, bool training, Log& log) {
   Experiment e{given, {}, nullptr};
   Options& o = e.options;
-  LOWBIT_CHECK(o.text("device") == "cpu", usage, "lowbit", "--device ", o.text("device"),
-               ": this build runs on the CPU only; leave --device out");
   WeightFile weights;
   const bool have_weights = !o.text("weights").empty();
   bool classes_in_file = false;
@@ -39,7 +37,7 @@ Experiment open_experiment(const Options& given, bool training, Log& log) {
         if (training || o.given(name)) continue;
         classes_in_file = true;
       }
-      o.set(name, value, OptionOrigin::config_file);
+      o.set(name, value, OptionOrigin::weight_file);
     }
   }
   e.data = open_data(o, model_config(o, o.integer("num-classes")), training);
@@ -49,7 +47,7 @@ Experiment open_experiment(const Options& given, bool training, Log& log) {
                training ? "; check --num-classes" : "; these weights belong to other data");
   e.model = std::make_unique<VisionTransformer>(config, uint64_t(o.integer("seed")));
   log.info("data: " + e.data.description + ", decoder " + decoder_name());
-  const QuantizeReport q = quantize(*e.model, o);
+  const Report q = quantize(*e.model, o);
   if (have_weights) {
     for (const std::string& note : load_into(*e.model, weights, training, o.flag("allow-partial")))
       log.info(note);
@@ -57,7 +55,7 @@ Experiment open_experiment(const Options& given, bool training, Log& log) {
   }
   calibrate(*e.model, o, e.data, log);
   log.info("model: " + model_line(*e.model));
-  if (q.active) log.write(LogLevel::info, "bit map:\n" + bit_map(*e.model));
+  if (!q.installed.empty()) log.write(LogLevel::info, "bit map:\n" + bit_map_text(*e.model));
   return e;
 }
 

@@ -1,4 +1,7 @@
+#include <chrono>
 #include <cstdio>
+#include <filesystem>
+#include <optional>
 
 #include "data/image/decode.h"
 #include "tensor/io/atomic_file.h"
@@ -15,7 +18,6 @@ namespace {
 
 std::unique_ptr<VisionTransformer> open_teacher(const Options& o, const VitConfig& student, Log& log) {
   if (o.text("teacher").empty()) return nullptr;
-  require_option(o, "teacher-weights");
   VitConfig c = vit_config(o.text("teacher"));
   c.classes = student.classes, c.image_size = student.image_size;
   auto teacher = std::make_unique<VisionTransformer>(c, 0);
@@ -26,12 +28,20 @@ std::unique_ptr<VisionTransformer> open_teacher(const Options& o, const VitConfi
   return teacher;
 }
 
+/// What can be said before any file is read.
+void check_training_options(const Options& o) {
+  LOWBIT_CHECK(o.text("teacher").empty() == o.text("teacher-weights").empty(), usage, "train",
+               o.text("teacher").empty() ? "--teacher-weights needs --teacher NAME"
+                                         : "--teacher needs --teacher-weights FILE");
+  optimizer_options(o), schedule_options(o, 1);
+}
+
 void print_plan(const Options& o, VisionTransformer& model, const Trainer& trainer, const DataSets& data) {
   const StepEstimate e = estimate_step(model, o.integer("batch-size"));
   const int64_t steps = trainer.steps_per_epoch(), epochs = o.integer("epochs");
   const double parameters = 4.0 * double(model_size(model).parameters);
   std::printf("model        %s\n", model_line(model).c_str());
-  std::printf("bit map\n%s", bit_map(model).c_str());
+  std::printf("bit map\n%s", bit_map_text(model).c_str());
   std::printf("data         %s; decoder %s\n", data.description.c_str(), decoder_name());
   std::printf("run          %lld epochs of %lld steps of %lld images, seed %lld\n",
               static_cast<long long>(epochs), static_cast<long long>(steps),
@@ -58,42 +68,50 @@ void write_identity(const Options& o, const std::vector<std::string>& command_li
   write_file_atomic(folder + "/args.json", o.args_json());
 }
 
-}  // namespace
+/// What --resume names; nothing for a fresh run.
+std::optional<RunCheckpoints::Resume> find_checkpoint(const Options& o, std::string& folder) {
+  const std::string& from = o.text("resume");
+  if (from == "none" || (from == "auto" && o.text("run").empty())) return std::nullopt;
+  folder = from == "auto" ? (std::filesystem::path(o.text("output")) / o.text("run")).string() : from;
+  LOWBIT_CHECK(from == "auto" || std::filesystem::is_directory(folder), io, "resume", "'", folder,
+               "' is no run folder; --resume takes auto, none or the folder of a run");
+  auto found = RunCheckpoints(folder).load_last();
+  LOWBIT_CHECK(found || from == "auto", io, "resume", "'", folder, "' holds no checkpoint");
+  return found;
+}
 
-int run_train(const Options& given, const std::vector<std::string>& command_line) {
-  install_stop_signals();
-  Log log(log_options(given));
-  StopControl control(given.seconds("time-limit"));
-  Experiment e = open_experiment(given, true, log);
-  const Options& o = e.options;
-  VisionTransformer& model = *e.model;
-  const auto teacher = open_teacher(o, model.config(), log);
-  const bool dry = o.flag("dry-run");
-  const std::string folder = dry ? "" : make_run_folder(o.text("output"), o.text("run"), model.config().name);
-  if (!dry) log.open_file(folder + "/log.txt");
-  Trainer trainer(o, model, teacher.get(), e.data, folder, log);
-  if (dry) {
-    print_plan(o, model, trainer, e.data);
-    return kExitSuccess;
+/// Options that make the continued run another one than the run that is on disk.
+void warn_of_changes(const Options& now, const std::string& folder, Log& log) {
+  const std::string file = folder + "/args.json";
+  if (!std::filesystem::exists(file)) return;
+  const Options before = parse_options(now.verb(), {"--config", file});
+  std::string changes;
+  for (const OptionSpec& s : option_table()) {
+    const std::string_view name = s.name;
+    if (!(s.verbs & now.verb().mask) || s.transient || s.group >= OptionGroup::distributed ||
+        name == "workers" || name == "max-steps" || before.raw(name) == now.raw(name))
+      continue;
+    changes += str_cat(changes.empty() ? "" : ", ", "--", name, " ", before.raw(name), " -> ", now.raw(name));
   }
-  if (o.flag("eval-only")) return run_eval(given, command_line);
-  RunCheckpoints checkpoints(folder);
-  if (o.text("resume") != "none") {
-    const std::string& from = o.text("resume");
-    const auto found = (from == "auto" ? checkpoints : RunCheckpoints(from)).load_last();
-    LOWBIT_CHECK(found || from == "auto", io, "resume", from, " holds no checkpoint");
-    if (found) {
-      if (!found->note.empty()) log.warning(found->note);
-      trainer.resume(*found);
-      log.info(str_cat("resumed after step ", found->state.meta.at("step")));
-    }
-  }
-  write_identity(o, command_line, folder, e.data);
-  log.info("run folder: " + folder + "; to resume: the same command with --run " +
-           folder.substr(folder.rfind('/') + 1));
+  if (!changes.empty()) log.warning("options differ from those that the run began with: " + changes);
+}
+
+void print_result(const std::string& folder, const TrainOutcome& r) {
+  std::printf(
+      "{\"run\": \"%s\", \"steps\": %lld, \"top1\": %.3f, \"top5\": %.3f, \"best_top1\": %.3f, "
+      "\"train_img_per_s\": %.2f, \"peak_mib\": %.1f}\n",
+      folder.c_str(), static_cast<long long>(r.steps), r.last.counts.percent1(), r.last.counts.percent5(),
+      r.best_top1, r.train_img_per_s, peak_resident_mib());
+}
+
+/// Trains in `folder`; an exit code.
+int train_in(const std::string& folder, const Options& o, Trainer& trainer, Log& log) {
+  const std::string run = std::filesystem::path(folder).filename().string();
+  log.info("run folder: " + folder + "; to resume: the same command with --run " + run);
+  StopControl control(o.seconds("time-limit"));
   double step_seconds = 0;
   auto last = std::chrono::steady_clock::now();
-  const TrainOutcome r = trainer.run([&] {
+  const TrainOutcome r = trainer.run(folder, [&] {
     const auto now = std::chrono::steady_clock::now();
     step_seconds = std::chrono::duration<double>(now - last).count();
     last = now;
@@ -101,16 +119,47 @@ int run_train(const Options& given, const std::vector<std::string>& command_line
   });
   if (r.stopped) {
     log.warning(str_cat("stopped by ", control.reason(), " after step ", r.steps,
-                        "; run the same command again to continue"));
+                        "; to continue: the same command",
+                        o.text("run").empty() ? " with --run " + run : ""));
     return kExitStopped;
   }
-  std::printf(
-      "{\"run\": \"%s\", \"steps\": %lld, \"top1\": %.3f, \"top5\": %.3f, \"best_top1\": %.3f, "
-      "\"train_img_per_s\": %.2f, "
-      "\"peak_mib\": %.1f}\n",
-      folder.c_str(), static_cast<long long>(r.steps), r.last.counts.percent1(), r.last.counts.percent5(),
-      r.best_top1, r.train_img_per_s, peak_resident_mib());
+  print_result(folder, r);
   return kExitSuccess;
+}
+
+}  // namespace
+
+int run_train(const Options& given, const std::vector<std::string>& command_line) {
+  if (given.flag("eval-only")) return run_eval(given, command_line);
+  check_training_options(given);
+  install_stop_signals();
+  Log log(log_options(given));
+  Experiment e = open_experiment(given, true, log);
+  const Options& o = e.options;
+  VisionTransformer& model = *e.model;
+  const auto teacher = open_teacher(o, model.config(), log);
+  Trainer trainer(o, model, teacher.get(), e.data, log);
+  if (o.flag("dry-run")) {
+    print_plan(o, model, trainer, e.data);
+    return kExitSuccess;
+  }
+  std::string from;
+  if (const auto found = find_checkpoint(o, from)) {
+    if (!found->note.empty()) log.warning(found->note);
+    trainer.resume(*found, from);
+    if (trainer.finished()) {
+      log.info(str_cat("the run in ", from, " is finished (", trainer.outcome().steps,
+                       " steps): nothing to do; raise --epochs or --max-steps, or choose another --run"));
+      print_result(from, trainer.outcome());
+      return kExitSuccess;
+    }
+    log.info(str_cat("resumed after step ", trainer.outcome().steps));
+    warn_of_changes(o, from, log);
+  }
+  const std::string folder = make_run_folder(o.text("output"), o.text("run"), model.config().name);
+  log.open_file(folder + "/log.txt");
+  write_identity(o, command_line, folder, e.data);
+  return train_in(folder, o, trainer, log);
 }
 
 }  // namespace lowbit

@@ -8,7 +8,7 @@
 #include "autograd/core/node.h"
 #include "autograd/ops/cross_entropy.h"
 #include "nn/models/vit_cost.h"
-#include "quant/quantizer/quantizer.h"
+#include "quant/scheme/scheme.h"
 #include "tensor/core/context.h"
 
 namespace lowbit {
@@ -20,12 +20,11 @@ std::string formatted(const char* form, double v, const char* unit) {
   return text;
 }
 
-/// Bits of every filled slot by name; anything absent is float.
+/// Bits of every slot that quantizes; anything absent is float.
 std::map<std::string, int> slot_bits(VisionTransformer& model) {
   std::map<std::string, int> bits;
-  for (const NamedSlot& s : model.slots())
-    if (const auto* q = dynamic_cast<Quantizer*>(s.slot->get()))
-      if (q->quant_state() != QuantState::off) bits[s.name] = q->bits();
+  for (const auto& [name, q] : quantizers(model))
+    if (q->quant_state() != QuantState::off) bits[name] = q->bits();
   return bits;
 }
 
@@ -66,17 +65,16 @@ ModelSize model_size(VisionTransformer& model) {
   const auto bare = const_cast<VisionTransformer&>(plain).state();
   for (const NamedParameter& p : model.parameters())
     (bare.contains(p.name) ? size.parameters : size.quantizer_parameters) += p.parameter->var.numel();
-  size.weight_bits = 32.0 * double(size.parameters + size.quantizer_parameters);
+  size.weight_bits = double(model_bits(model));
   for (const ProductCost& c : product_costs(model.config())) {
     const int left = width_of(bits, c.left), right = width_of(bits, c.right);
     size.macs += double(c.macs);
     size.bops += double(c.macs) * left * right;
-    size.weight_bits -= double(c.weights) * (32 - right);
   }
   return size;
 }
 
-std::string bit_map(VisionTransformer& model) {
+std::string bit_map_text(VisionTransformer& model) {
   const auto bits = slot_bits(model);
   struct Group {
     int64_t first = -1, last = -1;

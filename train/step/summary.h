@@ -18,7 +18,7 @@ ModelSize model_size(VisionTransformer& model);
 
 /// One line per group of equal products: "blocks.0-11.attn.qkv  W4 A4  21.8 M multiply-adds"; float slots
 /// show "float".
-std::string bit_map(VisionTransformer& model);
+std::string bit_map_text(VisionTransformer& model);
 
 /// "deit_tiny_patch16_224, 5.72 M parameters, 1.25 G multiply-adds, 20.1 G bit operations, weights 2.9 MB".
 std::string model_line(VisionTransformer& model);
