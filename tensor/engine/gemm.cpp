@@ -1,6 +1,7 @@
 #include "tensor/engine/gemm.h"
 
 #include <cmath>
+#include <numeric>
 #include <utility>
 
 #include "tensor/engine/gemm_pack.h"
@@ -26,6 +27,7 @@ class FloatEngine {
   FloatEngine(const GemmArgs& g, detail::FloatKernel<T> kernel)
       : g_(g),
         kernel_(kernel),
+        in_place_(kernel.in_place && readable_in_place(g.a)),
         block_(gemm_k_block(g.k)),
         blocks_(std::max<int64_t>(1, detail::ceil_div(g.k, block_))) {}
 
@@ -37,33 +39,46 @@ class FloatEngine {
             g_.n,
             kernel_.mr,
             blocks_,
-            detail::round_up(k * kernel_.mr * sizeof(T) + 32, 64),
+            in_place_ ? 0 : detail::round_up(k * kernel_.mr * sizeof(T) + 32, 64),
             detail::round_up(k * detail::kPanel * sizeof(T) + 32, 64),
             0,
             double(batches) * g_.m * g_.n * g_.k};
   }
-  const char* prepacked() const { return nullptr; }
-  void prepare(int64_t, int64_t, int64_t, const char*, char*) const {}
-  bool same_b(int64_t x, int64_t y) const { return detail::same_b(g_, x, y); }
-  void pack_a(int64_t batch, int64_t k_block, int64_t row, int rows, char* dst) const {
-    pack(g_.a, batch, k_block, row, rows, reinterpret_cast<T*>(dst), rows);
+  struct Place {
+    BatchIndex index;
+    int64_t a, b;
+    T* c;
+  };
+  Place place(int64_t batch) const {
+    const BatchIndex i = BatchIndex::of(g_, batch);
+    return {i, i.offset(g_.a.stride.batch), i.offset(g_.b.stride.batch),
+            static_cast<T*>(g_.c) + i.offset(g_.c_batch)};
   }
-  void pack_b(int64_t batch, int64_t k_block, int64_t col, int cols, char* dst) const {
-    pack(g_.b, batch, k_block, col, cols, reinterpret_cast<T*>(dst), detail::panel_width(cols));
+  const char* prepacked() const { return nullptr; }
+  void prepare(const Place&, int64_t, int64_t, const char*, char*) const {}
+  bool same_b(int64_t x, int64_t y) const { return detail::same_b(g_, x, y); }
+  void pack_a(const Place& at, int64_t k_block, int64_t row, int rows, char* dst) const {
+    pack(g_.a, at.index, at.a, k_block, row, rows, reinterpret_cast<T*>(dst), rows);
+  }
+  void pack_b(const Place& at, int64_t k_block, int64_t col, int cols, char* dst) const {
+    pack(g_.b, at.index, at.b, k_block, col, cols, reinterpret_cast<T*>(dst), detail::panel_width(cols));
   }
 
-  void tile(int64_t batch, int64_t k_block, int64_t row, int rows, int64_t col, int cols, const char* a,
+  void tile(const Place& at, int64_t k_block, int64_t row, int rows, int64_t col, int cols, const char* a,
             const char* b, const char*) const {
-    T* c = static_cast<T*>(g_.c) + BatchIndex::of(g_, batch).offset(g_.c_batch) + row * g_.c_row +
-           col * g_.c_col;
+    const T* source = reinterpret_cast<const T*>(a);
+    if (in_place_)
+      source = static_cast<const T*>(g_.a.data) + at.a + row * g_.a.stride.row + k_block * block_;
     const T* bias = k_block == blocks_ - 1 && g_.bias ? static_cast<const T*>(g_.bias) + col : nullptr;
     const detail::Tile<T> t{rows,
                             cols,
                             length(k_block),
-                            reinterpret_cast<const T*>(a),
+                            source,
+                            in_place_ ? g_.a.stride.row : 1,
+                            in_place_ ? 1 : rows,
                             reinterpret_cast<const T*>(b),
                             detail::panel_width(cols),
-                            c,
+                            at.c + row * g_.c_row + col * g_.c_col,
                             g_.c_row,
                             T(g_.alpha),
                             k_block == 0 ? T(g_.beta) : T(1),
@@ -91,11 +106,10 @@ class FloatEngine {
 
   int64_t length(int64_t k_block) const { return std::min(block_, g_.k - k_block * block_); }
 
-  void pack(const GemmOperand& o, int64_t batch, int64_t k_block, int64_t row, int rows, T* dst,
-            int ld) const {
-    const BatchIndex i = BatchIndex::of(g_, batch);
+  void pack(const GemmOperand& o, const BatchIndex& i, int64_t base, int64_t k_block, int64_t row, int rows,
+            T* dst, int ld) const {
     const int64_t k0 = k_block * block_, k = length(k_block);
-    const int64_t at = i.offset(o.stride.batch) + row * o.stride.row + k0 * o.stride.k;
+    const int64_t at = base + row * o.stride.row + k0 * o.stride.k;
     if (o.dtype == dtype_of<T>)
       detail::pack_floats(static_cast<const T*>(o.data) + at, o.stride.row, o.stride.k, rows, k, dst, ld);
     else if constexpr (std::is_same_v<T, float>)
@@ -121,8 +135,17 @@ class FloatEngine {
     detail::pack_floats(stage, by_row ? k : 1, by_row ? 1 : rows, rows, k, dst, ld);
   }
 
+  /// A row-major A is read in place unless its rows fall on few cache sets (a stride near a multiple of 4
+  /// KiB).
+  static bool readable_in_place(const GemmOperand& a) {
+    const int64_t bytes = a.stride.row * int64_t(sizeof(T));
+    return a.dtype == dtype_of<T> && a.stride.k == 1 && a.stride.row > 1 &&
+           4096 / std::gcd(bytes, int64_t{4096}) >= 4;
+  }
+
   const GemmArgs& g_;
   const detail::FloatKernel<T> kernel_;
+  const bool in_place_;
   const int64_t block_, blocks_;
 };
 

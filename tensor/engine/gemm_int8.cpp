@@ -102,18 +102,24 @@ class CodedEngine {
             double(batches) * g_.m * g_.n * g_.k / 4,
             g_.quantize != nullptr};
   }
+  struct Place {
+    BatchIndex index;
+    int64_t a, b, c;
+  };
+  Place place(int64_t batch) const {
+    const BatchIndex i = BatchIndex::of(g_, batch);
+    return {i, i.offset(g_.a.stride.batch), i.offset(g_.b.stride.batch), i.offset(g_.c_batch)};
+  }
   const char* prepacked() const { return static_cast<const char*>(g_.packed_b); }
   bool same_b(int64_t x, int64_t y) const { return detail::same_b(g_, x, y); }
 
-  void pack_b(int64_t batch, int64_t, int64_t col, int cols, char* dst) const {
-    pack_panel(g_.b, b_, BatchIndex::of(g_, batch).offset(g_.b.stride.batch), col, cols, g_.k, dst);
+  void pack_b(const Place& at, int64_t, int64_t col, int cols, char* dst) const {
+    pack_panel(g_.b, b_, at.b, col, cols, g_.k, dst);
   }
 
-  void pack_a(int64_t batch, int64_t, int64_t row, int rows, char* dst) const {
-    const BatchIndex i = BatchIndex::of(g_, batch);
-    const auto* src =
-        static_cast<const uint8_t*>(g_.a.data) + i.offset(g_.a.stride.batch) + row * g_.a.stride.row;
-    if (g_.quantize) quantize_rows(i, row, rows, const_cast<uint8_t*>(src));
+  void pack_a(const Place& at, int64_t, int64_t row, int rows, char* dst) const {
+    const auto* src = static_cast<const uint8_t*>(g_.a.data) + at.a + row * g_.a.stride.row;
+    if (g_.quantize) quantize_rows(at.index, row, rows, const_cast<uint8_t*>(src));
     detail::pack_codes(src, g_.a.stride.row, g_.a.stride.k, rows, g_.k, uint8_t(a_.zero),
                        reinterpret_cast<uint32_t*>(dst), rows);
     auto& info = *reinterpret_cast<RowInfo*>(dst + tile_bytes_);
@@ -122,21 +128,20 @@ class CodedEngine {
       detail::sum_codes(src, g_.a.dtype == DType::i8, g_.a.stride.row, g_.a.stride.k, rows, g_.k, sums);
       for (int r = 0; r < rows; ++r) sums[r] -= int32_t(g_.k * a_.zero);
     }
-    row_info(i, row, rows, sums, dst, info);
+    row_info(at.index, row, rows, sums, dst, info);
   }
 
-  void prepare(int64_t batch, int64_t p0, int64_t p1, const char* packed, char* columns) const {
-    const BatchIndex i = BatchIndex::of(g_, batch);
+  void prepare(const Place& at, int64_t p0, int64_t p1, const char* packed, char* columns) const {
     for (int64_t p = p0; p < p1; ++p)
       column_info(
-          i, p * kPanel, int(std::min<int64_t>(kPanel, g_.n - p * kPanel)),
+          at.index, p * kPanel, int(std::min<int64_t>(kPanel, g_.n - p * kPanel)),
           packed + size_t(p) * panel_bytes(g_.k),
           *reinterpret_cast<ColInfo*>(columns + size_t(p - p0) * detail::round_up(sizeof(ColInfo), 64)));
   }
 
-  void tile(int64_t batch, int64_t, int64_t row, int rows, int64_t col, int cols, const char* a,
+  void tile(const Place& at, int64_t, int64_t row, int rows, int64_t col, int cols, const char* a,
             const char* b, const char* columns) const {
-    const int64_t at = BatchIndex::of(g_, batch).offset(g_.c_batch) + row * g_.c_row + col * g_.c_col;
+    const int64_t c = at.c + row * g_.c_row + col * g_.c_col;
     detail::IntTile t{rows,
                       cols,
                       words(g_.k),
@@ -148,15 +153,15 @@ class CodedEngine {
                       factor_ / 2,  // 1, 2, 4 → 0, 1, 2
                       reinterpret_cast<const RowInfo*>(a + tile_bytes_),
                       reinterpret_cast<const ColInfo*>(columns),
-                      static_cast<uint32_t*>(g_.c) + at,
+                      static_cast<uint32_t*>(g_.c) + c,
                       g_.c_row};
     if (g_.c_col == 1) return kernel_.run(t);
     alignas(64) uint32_t buffer[detail::kMaxRows * kPanel];  // C without a contiguous dimension
-    auto* const c = static_cast<uint32_t*>(std::exchange(t.c, buffer));
+    auto* const out = static_cast<uint32_t*>(std::exchange(t.c, buffer));
     t.ldc = kPanel;
     kernel_.run(t);
     for (int r = 0; r < rows; ++r)
-      for (int j = 0; j < cols; ++j) c[r * g_.c_row + j * g_.c_col] = buffer[r * kPanel + j];
+      for (int j = 0; j < cols; ++j) out[r * g_.c_row + j * g_.c_col] = buffer[r * kPanel + j];
   }
 
  private:

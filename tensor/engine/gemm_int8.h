@@ -6,14 +6,12 @@
 // Without offsets     Y = fma(float(S'), s_m·s_n, bias_n)  in f32: S' = S times 1, 2 or 4 fits int32; the
 // scales
 //                     carry alpha and 1/2 or 1/4. At most three roundings: conversion, scale, fma.
-// Otherwise           Y = float(fma(e_n, q_m, fma(fma(S, a_m, u_n), alpha·w_n, z_m)) + bias_n)  in f64, one
-// rounding:
-//                     u_n = Σ_k b_k·R[n,k],  z_m = alpha · Σ_k X̂[m,k]·e_k,  q_m = Σ_k X̂[m,k] for offsets e_n
-//                     of B.
+// Otherwise           Y = float(fma(e_n, q_m, fma(fma(S, a_m, u_n), alpha·w_n, z_m)) + bias_n)
+//                     in f64, one rounding; u_n = Σ_k b_k·R[n,k], z_m = alpha · Σ_k X̂[m,k]·e_k,
+//                     q_m = Σ_k X̂[m,k] for offsets e_n of B along n.
 // f64 is also used when S' could leave int32, a shift is no multiple of ½, or both scales vary and alpha is
 // not a power of two. The choice depends on the arguments alone, so bits do not depend on threads,
-// instruction set, tiling or batching. (performance.md section 4 of the project's notes: the integer
-// forward.)
+// instruction set, tiling or batching.
 
 #include "tensor/engine/gemm.h"
 

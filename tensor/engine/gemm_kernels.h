@@ -2,10 +2,10 @@
 // Micro-kernels of the matrix products: one tile of the result from two packed panels. Internal to the
 // engine.
 //
-// Packed A tile: [k][rows], rows ≤ mr.  Packed B panel: [k][width], width 32, or 16 when it has ≤ 16 columns.
-// The integer kernels hold four consecutive k of one row in one 32-bit word: [k/4][rows] words, k padded by
-// zeros. Every float kernel runs the same chain per element: s = fma(a_k, b_k, s) over k in increasing order
-// from 0.
+// Packed A tile: [k][rows], rows ≤ mr; float tiles of a row-major A are also read in place.  Packed B panel:
+// [k][width], width 32, or 16 when it has ≤ 16 columns. The integer kernels hold four consecutive k of one
+// row in one 32-bit word: [k/4][rows] words, k padded by zeros. Every float kernel runs the same chain per
+// element: s = fma(a_k, b_k, s) over k in increasing order from 0.
 
 #include <cstdint>
 
@@ -24,6 +24,7 @@ struct Tile {
   int rows, cols;
   int64_t k;
   const T* a;
+  int64_t a_row, a_k;  // (1, rows): packed; (stride, 1): A itself
   const T* b;
   int64_t b_step;  // elements between two k of b: the panel width
   T* c;
@@ -35,6 +36,7 @@ struct Tile {
 template <class T>
 struct FloatKernel {
   int mr;
+  bool in_place;  // reads a row-major A well
   void (*run)(const Tile<T>&);
 };
 

@@ -14,6 +14,7 @@ namespace lowbit::detail {
 namespace {
 
 constexpr int kRows = 14;
+constexpr int kAhead = 8;  // k steps between the prefetch of B and its use
 
 template <int... I>
 using Seq = std::integer_sequence<int, I...>;
@@ -22,46 +23,85 @@ using Seq = std::integer_sequence<int, I...>;
 
 LOWBIT_INLINE __mmask16 lanes(int n) { return n >= 16 ? 0xffff : n <= 0 ? 0 : __mmask16((1u << n) - 1); }
 
+/// The epilogue's constants, once per tile.
+struct FloatStore {
+  __m512 alpha, beta;
+  __mmask16 m0, m1;
+  float* c;
+  int64_t ldc;
+  const float* bias;
+  bool add;
+};
+
 template <int kV>
-LOWBIT_INLINE void store_f32(const Tile<float>& t, int r, const __m512 (&s)[kV]) {
-  const __m512 alpha = _mm512_set1_ps(t.alpha), beta = _mm512_set1_ps(t.beta);
-  for (int v = 0; v < kV; ++v) {
-    const __mmask16 m = lanes(t.cols - 16 * v);
-    float* c = t.c + r * t.ldc + 16 * v;
-    __m512 y = t.beta == 0 ? _mm512_mul_ps(alpha, s[v])
-                           : _mm512_fmadd_ps(alpha, s[v], _mm512_mul_ps(beta, _mm512_maskz_loadu_ps(m, c)));
-    if (t.bias) y = _mm512_add_ps(y, _mm512_maskz_loadu_ps(m, t.bias + 16 * v));
-    _mm512_mask_storeu_ps(c, m, y);
+LOWBIT_INLINE void store_row(const FloatStore& o, int r, __m512 x, __m512 y) {
+  float* c = o.c + r * o.ldc;
+  if (o.add) {
+    x = _mm512_fmadd_ps(o.alpha, x, _mm512_mul_ps(o.beta, _mm512_maskz_loadu_ps(o.m0, c)));
+    if constexpr (kV == 2)
+      y = _mm512_fmadd_ps(o.alpha, y, _mm512_mul_ps(o.beta, _mm512_maskz_loadu_ps(o.m1, c + 16)));
+  } else {
+    x = _mm512_mul_ps(o.alpha, x);
+    y = _mm512_mul_ps(o.alpha, y);
   }
+  if (o.bias) {
+    x = _mm512_add_ps(x, _mm512_maskz_loadu_ps(o.m0, o.bias));
+    if constexpr (kV == 2) y = _mm512_add_ps(y, _mm512_maskz_loadu_ps(o.m1, o.bias + 16));
+  }
+  _mm512_mask_storeu_ps(c, o.m0, x);
+  if constexpr (kV == 2) _mm512_mask_storeu_ps(c + 16, o.m1, y);
 }
 
-template <int kV, int... R>
+LOWBIT_INLINE void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+
+/// Rows r, r + 1, r + 2 of a row-major A are p[r / 3] with 0, 1 or 2 strides: five pointers reach 14 rows.
+template <bool kInPlace>
+LOWBIT_INLINE const float* a_at(const float* const (&p)[5], int64_t stride, int r) {
+  return kInPlace ? p[r / 3] + (r % 3) * stride : p[0] + r;
+}
+
+template <int kV, bool kInPlace, int... R>
 LOWBIT_INLINE void tile_f32(const Tile<float>& t, Seq<R...>) {
   constexpr int rows = sizeof...(R);
   __m512 s0[rows], s1[rows];
   ((s0[R] = s1[R] = _mm512_setzero_ps()), ...);
-  const float *a = t.a, *b = t.b;
-  for (int64_t k = t.k; k > 0; --k, a += rows, b += t.b_step) {
+  const int64_t stride = t.a_row, b_step = t.b_step;
+  const float* p[5];
+  for (int i = 0; i < 5; ++i) p[i] = kInPlace ? t.a + 3 * i * stride : t.a;
+  const float* b = t.b;
+  (prefetch(t.c + R * t.ldc), ...);
+  if constexpr (kV == 2) (prefetch(t.c + R * t.ldc + t.cols - 1), ...);
+  for (int64_t k = t.k; k > 0; --k) {
     const __m512 b0 = _mm512_loadu_ps(b);
     __m512 b1 = b0;
     if constexpr (kV == 2) b1 = _mm512_loadu_ps(b + 16);
     const auto step = [&](int r, __m512& x, __m512& y) __attribute__((always_inline)) {
-      const __m512 v = _mm512_set1_ps(a[r]);
+      const __m512 v = _mm512_set1_ps(*a_at<kInPlace>(p, stride, r));
       x = _mm512_fmadd_ps(v, b0, x);
       if constexpr (kV == 2) y = _mm512_fmadd_ps(v, b1, y);
     };
     (step(R, s0[R], s1[R]), ...);
-  }
-  const auto store = [&](int r, __m512 x, __m512 y) __attribute__((always_inline)) {
-    if constexpr (kV == 2) {
-      const __m512 s[2] = {x, y};
-      store_f32(t, r, s);
+    prefetch(b + kAhead * 16 * kV);
+    if constexpr (kV == 2) prefetch(b + kAhead * 32 + 16);
+    b += b_step;
+    if constexpr (kInPlace) {
+      for (int i = 0; i < 5; ++i) ++p[i];
+      asm volatile(""
+                   : "+r"(p[0]), "+r"(p[1]), "+r"(p[2]), "+r"(p[3]),
+                     "+r"(p[4]));  // five pointers, not fourteen
     } else {
-      const __m512 s[1] = {x};
-      store_f32(t, r, s);
+      p[0] += rows;
     }
-  };
-  (store(R, s0[R], s1[R]), ...);
+  }
+  const FloatStore out{_mm512_set1_ps(t.alpha),
+                       _mm512_set1_ps(t.beta),
+                       lanes(t.cols),
+                       lanes(t.cols - 16),
+                       t.c,
+                       t.ldc,
+                       t.bias,
+                       t.beta != 0};
+  (store_row<kV>(out, R, s0[R], s1[R]), ...);
 }
 
 template <int kV>
@@ -151,9 +191,9 @@ LOWBIT_INLINE void tile_int(const IntTile& t, Seq<R...>) {
   (store(R, s0[R], s1[R]), ...);
 }
 
-template <int kV, int kR>
+template <int kV, bool kInPlace, int kR>
 void run_f32(const Tile<float>& t) {
-  tile_f32<kV>(t, std::make_integer_sequence<int, kR>{});
+  tile_f32<kV, kInPlace>(t, std::make_integer_sequence<int, kR>{});
 }
 template <int kV, int kR>
 void run_int(const IntTile& t) {
@@ -162,8 +202,9 @@ void run_int(const IntTile& t) {
 
 template <int kV, int... R>
 LOWBIT_INLINE void pick_f32(const Tile<float>& t, Seq<R...>) {
-  static constexpr void (*table[])(const Tile<float>&) = {run_f32<kV, R + 1>...};
-  table[t.rows - 1](t);
+  static constexpr void (*packed[])(const Tile<float>&) = {run_f32<kV, false, R + 1>...};
+  static constexpr void (*in_place[])(const Tile<float>&) = {run_f32<kV, true, R + 1>...};
+  (t.a_row == 1 ? packed : in_place)[t.rows - 1](t);
 }
 template <int kV, int... R>
 LOWBIT_INLINE void pick_int(const IntTile& t, Seq<R...>) {

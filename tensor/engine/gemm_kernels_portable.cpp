@@ -15,7 +15,7 @@ void tile_block(const Tile<T>& t, int r0, int rows, int c0, int cols) {
   for (int64_t k = 0; k < t.k; ++k)
     for (int r = 0; r < rows; ++r)
       for (int c = 0; c < kCols; ++c)
-        s[r][c] = std::fma(t.a[k * t.rows + r0 + r], t.b[k * t.b_step + c0 + c], s[r][c]);
+        s[r][c] = std::fma(t.a[k * t.a_k + (r0 + r) * t.a_row], t.b[k * t.b_step + c0 + c], s[r][c]);
   for (int r = 0; r < rows; ++r)
     for (int c = 0; c < cols; ++c) {
       T& out = t.c[(r0 + r) * t.ldc + c0 + c];
@@ -70,15 +70,15 @@ void int_epilogue(const IntTile& t, int row0, int rows, int col0, int cols, cons
     }
 }
 
-FloatKernel<double> gemm_kernel_f64() { return {4, tile_portable<double>}; }
+FloatKernel<double> gemm_kernel_f64() { return {4, false, tile_portable<double>}; }
 
 FloatKernel<float> gemm_kernel_f32(Isa isa) {
 #if defined(__x86_64__)
-  if (isa == Isa::avx512) return {14, gemm_tile_f32_avx512};
-  if (isa == Isa::avx2) return {6, gemm_tile_f32_avx2};
+  if (isa == Isa::avx512) return {14, true, gemm_tile_f32_avx512};
+  if (isa == Isa::avx2) return {6, false, gemm_tile_f32_avx2};
 #endif
   (void)isa;
-  return {8, tile_portable<float>};
+  return {8, false, tile_portable<float>};
 }
 
 IntKernel gemm_kernel_int8(Isa isa) {

@@ -86,10 +86,13 @@ int64_t transpose_blocks(const uint8_t* src, int64_t row_bytes, int rows, int64_
 
 /// Columns of the source are contiguous: rows of up to 8 floats are copied.
 void copy_floats(const float* src, int64_t col, int rows, int64_t cols, float* dst, int ld) {
+  constexpr int64_t kAhead = 12;
   const __m256i tail =
       _mm256_cmpgt_epi32(_mm256_set1_epi32(rows % 8), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
   const int whole = rows / 8 * 8;
   for (int64_t k = 0; k < cols; ++k, src += col, dst += ld) {
+    _mm_prefetch(reinterpret_cast<const char*>(src + kAhead * col), _MM_HINT_T0);  // rows are far apart
+    _mm_prefetch(reinterpret_cast<const char*>(src + kAhead * col + rows - 1), _MM_HINT_T0);
     for (int r = 0; r < whole; r += 8) _mm256_storeu_ps(dst + r, _mm256_loadu_ps(src + r));
     if (whole < rows) _mm256_storeu_ps(dst + whole, _mm256_maskload_ps(src + whole, tail));
   }

@@ -97,9 +97,9 @@ struct Blocking {
   int64_t row(int64_t tile) const { return m * tile / tiles(); }  // tiles of nearly equal height
 };
 
-/// Engine: pack_a(batch, k_block, row, rows, dst), pack_b(batch, k_block, col, cols, dst),
-/// prepare(batch, panel0, panel1, packed_b, columns), prepacked() (null: pack), same_b(batch, batch),
-/// tile(batch, k_block, row, rows, col, cols, a, b, columns of the panel).
+/// Engine: place(batch) → Place; pack_a(place, k_block, row, rows, dst), pack_b(place, k_block, col, cols,
+/// dst), prepare(place, panel0, panel1, packed_b, columns), prepacked() (null: pack), same_b(batch, batch),
+/// tile(place, k_block, row, rows, col, cols, a, b, columns of the panel). a_tile_bytes = 0: A is not packed.
 /// An element of the result is computed by exactly one tile per k block, in increasing k block: the partition
 /// over threads changes nothing.
 template <class Engine>
@@ -121,6 +121,7 @@ class BlockedProduct {
   static constexpr double kSerialWork = 1 << 17;
   static constexpr size_t kPackedBytes = 8 << 20;  // packed B kept at a time
   static constexpr size_t kRowBlockBytes = 256 << 10;
+  static constexpr int64_t kTilesInPlace = 12;
 
   int64_t chunk() const {  // k blocks packed at a time
     const size_t one = b_.b_panel_bytes * size_t(b_.panels());
@@ -172,31 +173,48 @@ class BlockedProduct {
   }
 
   void pack_b(int64_t batch, int64_t k0, int64_t begin, int64_t end, char* packed) const {
+    const auto place = e_.place(batch);
     for (int64_t i = begin; i < end; ++i) {
       const int64_t k = i / b_.panels(), panel = i % b_.panels();
-      e_.pack_b(batch, k0 + k, panel * kPanel, panel_cols(panel), packed + panel_offset(k, panel));
+      e_.pack_b(place, k0 + k, panel * kPanel, panel_cols(panel), packed + panel_offset(k, panel));
     }
   }
 
   void compute(int64_t batch, int64_t k0, int64_t k1, int64_t t0, int64_t t1, int64_t p0, int64_t p1,
                const char* packed) const {
-    const int64_t group = std::max<int64_t>(1, int64_t(kRowBlockBytes / b_.a_tile_bytes));
+    const int64_t group =
+        b_.a_tile_bytes ? std::max<int64_t>(1, int64_t(kRowBlockBytes / b_.a_tile_bytes)) : kTilesInPlace;
     auto* a = static_cast<char*>(
         thread_scratch(Scratch::a, size_t(std::min(group, t1 - t0)) * b_.a_tile_bytes + kPackSlack));
     auto* columns = static_cast<char*>(thread_scratch(Scratch::columns, size_t(p1 - p0) * b_.column_bytes));
-    e_.prepare(batch, p0, p1, packed, columns);
-    for (int64_t k = k0; k < k1; ++k)
-      for (int64_t g0 = t0; g0 < t1; g0 += group) {
-        const int64_t g1 = std::min(g0 + group, t1);
-        for (int64_t t = g0; t < g1; ++t)
-          e_.pack_a(batch, k, b_.row(t), int(b_.row(t + 1) - b_.row(t)),
-                    a + size_t(t - g0) * b_.a_tile_bytes);
+    const auto place = e_.place(batch);
+    e_.prepare(place, p0, p1, packed, columns);
+    for (int64_t g0 = t0; g0 < t1; g0 += group) {  // this block of C stays in the cache over the k blocks
+      const int64_t g1 = std::min(g0 + group, t1);
+      const auto panel = [&](int64_t k, int64_t p) {
+        const char* b = packed + panel_offset(k - k0, p);
+        const char* column = columns + size_t(p - p0) * b_.column_bytes;
+        const int cols = panel_cols(p);
+        int64_t row = b_.row(g0);
+        for (int64_t t = g0; t < g1; ++t) {
+          const int64_t next = b_.row(t + 1);
+          e_.tile(place, k, row, int(next - row), p * kPanel, cols, a + size_t(t - g0) * b_.a_tile_bytes, b,
+                  column);
+          row = next;
+        }
+      };
+      if (!b_.a_tile_bytes) {
         for (int64_t p = p0; p < p1; ++p)
-          for (int64_t t = g0; t < g1; ++t)
-            e_.tile(batch, k, b_.row(t), int(b_.row(t + 1) - b_.row(t)), p * kPanel, panel_cols(p),
-                    a + size_t(t - g0) * b_.a_tile_bytes, packed + panel_offset(k - k0, p),
-                    columns + size_t(p - p0) * b_.column_bytes);
+          for (int64_t k = k0; k < k1; ++k) panel(k, p);
+        continue;
       }
+      for (int64_t k = k0; k < k1; ++k) {
+        for (int64_t t = g0; t < g1; ++t)
+          e_.pack_a(place, k, b_.row(t), int(b_.row(t + 1) - b_.row(t)),
+                    a + size_t(t - g0) * b_.a_tile_bytes);
+        for (int64_t p = p0; p < p1; ++p) panel(k, p);
+      }
+    }
   }
 
   const Engine& e_;

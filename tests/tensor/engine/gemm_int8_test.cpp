@@ -37,14 +37,24 @@ int code_at(const Tensor& t, int64_t i, int64_t j) {
   return v.dtype == DType::u8 ? int(v.as<uint8_t>()[at]) : int(v.as<int8_t>()[at]);
 }
 
+std::vector<int> code_values(const Tensor& t) {
+  std::vector<int> v;
+  v.reserve(size_t(t.numel()));
+  for (int64_t i = 0; i < t.size(0); ++i)
+    for (int64_t j = 0; j < t.size(1); ++j) v.push_back(code_at(t, i, j));
+  return v;
+}
+
 Tensor naive(const Tensor& a, const Tensor& b) {
   const int64_t m = a.size(0), n = b.size(0), k = a.size(1);
+  const std::vector<int> x = code_values(a), y = code_values(b);
   Tensor c = Tensor::empty({m, n}, DType::i32);
+  int32_t* out = c.data<int32_t>();
   for (int64_t i = 0; i < m; ++i)
     for (int64_t j = 0; j < n; ++j) {
       int64_t s = 0;
-      for (int64_t l = 0; l < k; ++l) s += int64_t(code_at(a, i, l)) * code_at(b, j, l);
-      c.data<int32_t>()[i * n + j] = int32_t(s);
+      for (int64_t l = 0; l < k; ++l) s += x[size_t(i * k + l)] * y[size_t(j * k + l)];
+      out[i * n + j] = int32_t(s);
     }
   return c;
 }
