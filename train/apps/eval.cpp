@@ -13,6 +13,7 @@ namespace lowbit {
 int run_eval(const Options& given, const std::vector<std::string>&) {
   install_stop_signals();
   Log log(log_options(given));
+  if (given.text("weights").empty()) log.warning("no --weights: the model is as initialised");
   Experiment e = open_experiment(given, false, log);
   const Options& o = e.options;
   LoaderOptions l;
@@ -38,7 +39,8 @@ int run_eval(const Options& given, const std::vector<std::string>&) {
     return kExitStopped;
   }
   const ModelSize size = model_size(*e.model);
-  if (o.flag("json")) {
+  const bool json = find_option("json", o.verb().mask) && o.flag("json");  // train --eval-only has none
+  if (json) {
     std::printf(
         "{\"top1\": %.3f, \"top5\": %.3f, \"loss\": %.6f, \"images\": %lld, \"correct\": %lld, "
         "\"img_per_s\": %.2f, "

@@ -36,6 +36,8 @@ const VerbSpec& verb_of(const std::string& word) {
 
 void apply_switches(const Options& o) {
   const auto has = [&](const char* name) { return find_option(name, o.verb().mask) != nullptr; };
+  LOWBIT_CHECK(!has("device") || o.text("device") == "cpu", usage, o.verb().name, "--device ",
+               o.text("device"), ": this build runs on the CPU only; leave --device out");
   if (has("threads")) set_threads(int(o.integer("threads")));
   Context& c = context();
   if (has("deterministic")) c.determinism = o.flag("deterministic") ? Determinism::strict : Determinism::fast;

@@ -13,10 +13,9 @@ using enum OptionKind;
 // clang-format off
 constexpr OptionSpec kOptions[] = {
     // ---- Data
-    {"data", data, text, kRunVerbs, "", "DIR", "folder with one sub-folder of images per class below train/ and val/", {.source = "torchvision ImageFolder", .aliases = "data-dir data-path"}},
+    {"data", data, text, kRunVerbs, "", "DIR", "folder with one sub-folder of images per class below train/ and val/; a class_index.tsv (id<TAB>folder) in it fixes the class ids", {.source = "torchvision ImageFolder", .aliases = "data-dir data-path"}},
     {"train-split", data, text, kTrain, "train", "NAME", "sub-folder of the training images", {.source = "timm", .rare = true}},
     {"val-split", data, text, kRunVerbs, "val", "NAME", "sub-folder of the validation images", {.source = "timm", .rare = true}},
-    {"class-index", data, text, kRunVerbs, "", "FILE", "table id<TAB>folder: class ids when only some class folders are present"},
     {"num-classes", data, integer, kRunVerbs | kBench, "0", "N", "outputs of the model; 0: as many as class folders (or as the weights have)", {.source = "timm", .lo = 0, .hi = 1e6}},
     {"image-size", data, integer, kRunVerbs | kBench, "0", "pixels", "side of the square input; 0: the model's own", {.source = "timm", .aliases = "img-size input-size", .lo = 0, .hi = 4096}},
     {"batch-size", data, integer, kRunVerbs | kBench, "128", "images", "images per step and process", {.source = "timm", .aliases = "per-device-train-batch-size", .lo = 1, .hi = 65536, .letter = 'b'}},
@@ -37,7 +36,7 @@ constexpr OptionSpec kOptions[] = {
     {"synthetic", data, flag, kRunVerbs, "off", "", "deterministic fake images instead of --data"},
     // ---- Model
     {"model", model, text, kRunVerbs | kBench, "deit_tiny_patch16_224", "NAME", "architecture; 'help models' lists them", {.source = "timm", .aliases = "model-type model-name arch", .letter = 'm'}},
-    {"weights", model, text, kRunVerbs | kBench, "", "FILE", "start from these weights (.safetensors, .pth, .pt, .bin)", {.aliases = "finetune initial-checkpoint"}},
+    {"weights", model, text, kRunVerbs, "", "FILE", "start from these weights (.safetensors, .pth, .pt, .bin)", {.aliases = "finetune initial-checkpoint"}},
     {"allow-partial", model, flag, kRunVerbs, "off", "", "accept weights with missing, unexpected or mismatched names"},
     {"patch-size", model, integer, kRunVerbs | kBench, "0", "pixels", "side of a patch; 0: the model's own", {.lo = 0, .hi = 512, .rare = true}},
     {"embed-dim", model, integer, kRunVerbs | kBench, "0", "channels", "width; 0: the model's own", {.lo = 0, .hi = 65536, .rare = true}},
@@ -53,7 +52,7 @@ constexpr OptionSpec kOptions[] = {
     {"quantizer", quantization, text, kRunVerbs | kBench, "vvtq", "METHOD", "vvtq (LSQ, head-room as published), lsq, lsq+ (with offset), minmax (no training of scales)", {.source = "Esser et al. 2020; Bhalgat et al. 2020", .choices = "vvtq|lsq|lsq+|minmax"}},
     {"use-offset", quantization, flag, kRunVerbs | kBench, "off", "", "learned offset of activations", {.source = "VVTQ", .rare = true}},
     {"fixed-scale", quantization, flag, kTrain, "off", "", "do not train scales and offsets", {.source = "VVTQ", .rare = true}},
-    {"calibration-images", quantization, integer, kRunVerbs | kBench, "128", "images", "training images from which the first scales are taken", {.lo = 1, .hi = 1e6}},
+    {"calibration-images", quantization, integer, kRunVerbs, "128", "images", "images from which the first scales are taken where the weights have none: training images, for eval validation images", {.lo = 1, .hi = 1e6}},
     {"integer-products", quantization, flag, kRunVerbs | kBench, "on", "", "products of quantized operands on integers; off: the float path, the oracle of the tests", {.rare = true}},
     {"recompute", quantization, flag, kTrain | kBench, "off", "", "keep less for the backward and recompute it bit for bit: less memory, more time"},
     // ---- Optimisation
@@ -83,7 +82,7 @@ constexpr OptionSpec kOptions[] = {
     {"lr-noise", optimisation, reals, kTrain, "", "A[,B]", "from share A to share B of the run every rate is multiplied by 1 + noise", {.source = "timm", .lo = 0, .hi = 1, .rare = true}},
     {"lr-noise-pct", optimisation, real, kTrain, "0.67", "share", "bound of the noise", {.source = "timm", .lo = 1e-3, .hi = 10, .rare = true}},
     {"smoothing", optimisation, real, kTrain, "0.1", "share", "label smoothing", {.source = "Szegedy et al. 2016", .aliases = "label-smoothing label-smoothing-factor", .lo = 0, .hi = 0.999}},
-    {"model-ema", optimisation, flag, kTrain, "off", "", "keep a running average of the weights and evaluate it too", {.source = "timm"}},
+    {"model-ema", optimisation, flag, kTrain, "off", "", "keep a running average of the weights; evaluations and best.safetensors are of the average", {.source = "timm"}},
     {"model-ema-decay", optimisation, real, kTrain, "0.9998", "", "decay of the running average per step", {.source = "timm", .lo = 0, .hi = 1, .rare = true}},
     {"max-steps", optimisation, integer, kTrain, "0", "steps", "stop after so many updates; 0: no limit", {.source = "Hugging Face", .lo = 0}},
     {"seed", optimisation, integer, kRunVerbs | kBench, "0", "N", "fixes everything random", {.lo = 0, .hi = 9e15}},
@@ -98,19 +97,17 @@ constexpr OptionSpec kOptions[] = {
     {"threads", distributed, integer, kAllVerbs, "0", "threads", "compute threads; 0: the affinity mask. No result depends on it", {.lo = 0, .hi = 1024}},
     {"deterministic", distributed, flag, kRunVerbs, "on", "", "the same bits in every run; off allows faster kernels where there are any", {.rare = true}},
     // ---- Output
-    {"output", output, text, kRunVerbs, "runs", "DIR", "parent of the run folders", {.source = "timm", .aliases = "output-dir", .letter = 'o'}},
-    {"run", output, text, kRunVerbs, "", "NAME", "name of the run folder; empty: time and model", {.aliases = "experiment run-name"}},
-    {"resume", output, text, kTrain, "auto", "WHAT", "auto (continue when the run folder holds a checkpoint), none, or a FILE"},
+    {"output", output, text, kTrain, "runs", "DIR", "parent of the run folders", {.source = "timm", .aliases = "output-dir", .letter = 'o'}},
+    {"run", output, text, kTrain, "", "NAME", "name of the run folder, needed to continue a run; empty: a new one named after time and model", {.aliases = "experiment run-name"}},
+    {"resume", output, text, kTrain, "auto", "WHAT", "auto (continue when the folder of --run holds a checkpoint), none, or another run folder to continue from"},
     {"log-every", output, integer, kRunVerbs, "50", "steps", "steps between full log lines", {.source = "timm", .aliases = "log-interval logging-steps print-freq", .lo = 1}},
     {"checkpoint-every", output, integer, kTrain, "0", "steps", "steps between checkpoints; 0: only after every epoch", {.aliases = "save-steps", .lo = 0}},
     {"keep", output, integer, kTrain, "1", "files", "how many checkpoint-<epoch> files to keep; 0: all", {.source = "timm --checkpoint-hist", .aliases = "checkpoint-hist save-total-limit", .lo = 0, .hi = 1e6}},
     {"tensorboard", output, flag, kTrain, "on", "", "write TensorBoard events"},
-    {"json", output, flag, kEval | kInspect | kDiff | kBench, "off", "", "print the result as JSON", {.transient = true}},
+    {"json", output, flag, kEval | kBench, "off", "", "print the result as JSON", {.transient = true}},
     {"dtype", output, text, kConvert, "keep", "TYPE", "type of the written floating tensors", {.choices = "keep|f32|f16|bf16"}},
-    {"quiet", output, flag, kAllVerbs, "off", "", "only warnings, errors and results", {.transient = true}},
-    {"verbose", output, flag, kAllVerbs, "off", "", "more of everything", {.letter = 'v', .transient = true}},
-    {"rtol", output, real, kDiff, "0", "", "relative difference that counts as equal", {.lo = 0}},
-    {"atol", output, real, kDiff, "0", "", "absolute difference that counts as equal", {.lo = 0}},
+    {"quiet", output, flag, kRunVerbs, "off", "", "only warnings, errors and results", {.transient = true}},
+    {"verbose", output, flag, kRunVerbs | kInspect, "off", "", "more of everything; inspect: range and mean of every tensor", {.letter = 'v', .transient = true}},
     {"filter", output, text, kInspect | kDiff | kBench, "", "TEXT", "only names that contain this text"},
     {"seconds", output, real, kBench, "0.5", "s", "measuring time of each figure", {.lo = 0.01, .hi = 3600}},
     // ---- Debug
@@ -118,10 +115,10 @@ constexpr OptionSpec kOptions[] = {
     {"set", debug, text, kAllVerbs, "", "KEY=VALUE", "one option in the syntax of the config file; repeatable", {.transient = true}},
     {"print-config", debug, flag, kAllVerbs, "off", "", "print an INI file that repeats this run, and stop", {.transient = true}},
     {"dry-run", debug, flag, kTrain, "off", "", "print model, parameters, operations, bit map, memory and estimated time, and stop", {.transient = true}},
-    {"eval-only", debug, flag, kTrain, "off", "", "evaluate once, and stop", {.transient = true}},
+    {"eval-only", debug, flag, kTrain, "off", "", "evaluate the weights once without training, and stop", {.transient = true}},
     {"time-limit", debug, seconds, kTrain, "", "H:M:S", "checkpoint and exit with code 75 before this much time has passed; default: the end of the Slurm job", {.transient = true}},
     {"check-finite", debug, flag, kRunVerbs, "off", "", "check every operation's output and name the first that is not finite", {.rare = true, .transient = true}},
-    {"report-memory", debug, flag, kTrain | kBench, "off", "", "print the activation memory kept by every operation", {.rare = true, .transient = true}},
+    {"report-memory", debug, flag, kTrain, "off", "", "with --dry-run: the activation memory kept by every operation", {.rare = true, .transient = true}},
     {"help", debug, flag, kAllVerbs, "off", "", "this text", {.letter = 'h', .transient = true}},
     {"help-all", debug, flag, kAllVerbs, "off", "", "the same with rarely used options", {.transient = true}},
 };
@@ -129,10 +126,10 @@ constexpr OptionSpec kOptions[] = {
 constexpr VerbSpec kVerbs[] = {
     {"train", kTrain, "train or fine-tune a model", "", 0, 0},
     {"eval", kEval, "evaluate a model on the validation images", "", 0, 0},
-    {"inspect", kInspect, "list tensors, quantizers and metadata of a weight file or run folder", "FILE", 1, 1},
-    {"diff", kDiff, "compare two weight files", "A B", 2, 2},
-    {"convert", kConvert, "convert a weight file (.safetensors, .pth, .pt, .bin) to .safetensors", "IN OUT", 2, 2},
-    {"bench", kBench, "measure operations, training steps and the loader on this machine", "[WHAT]", 0, 1},
+    {"inspect", kInspect, "list tensors and metadata of a weight file or run folder", "FILE", 1, 1},
+    {"diff", kDiff, "compare two weight files or run folders; exit code 1 when they differ", "A B", 2, 2},
+    {"convert", kConvert, "convert a weight file; the names say the formats (.safetensors, .pth, .pt, .bin, .npz, .npy)", "IN OUT", 2, 2},
+    {"bench", kBench, "measure matrix products and training steps on this machine; WHAT: products, step or all", "[WHAT]", 0, 1},
 };
 // clang-format on
 

@@ -1,6 +1,6 @@
 #pragma once
 // Options of one invocation: values with their origin, checked against the table of option_table.h.
-// Precedence: command line > --set > environment LOWBIT_KEY > config file > default.
+// Precedence: command line > --set > environment LOWBIT_KEY > config file > weight file > default.
 
 #include <array>
 #include <map>
@@ -12,7 +12,7 @@
 
 namespace lowbit {
 
-enum class OptionOrigin : uint8_t { fallback, config_file, environment, set, command_line };
+enum class OptionOrigin : uint8_t { fallback, weight_file, config_file, environment, set, command_line };
 const char* origin_name(OptionOrigin o);  ///< "default", "config file", …
 
 /// Getters take the canonical name; asking for an option that the verb does not have is an internal error.
@@ -29,8 +29,8 @@ class Options {
   /// Empty when the value is empty. With count > 0, throws Error(usage) unless there are exactly so many.
   std::vector<double> reals(std::string_view name, size_t count = 0) const;
   const std::string& text(std::string_view name) const;
-  const std::string& raw(std::string_view name) const;     ///< of any kind, as written
-  double seconds(std::string_view name) const;  ///< 0 when the value is empty
+  const std::string& raw(std::string_view name) const;  ///< of any kind, as written
+  double seconds(std::string_view name) const;          ///< 0 when the value is empty
   bool given(std::string_view name) const { return origin(name) != OptionOrigin::fallback; }
   OptionOrigin origin(std::string_view name) const;
 

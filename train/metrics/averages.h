@@ -2,6 +2,7 @@
 // Running means and top-k accuracy.
 
 #include <cstdint>
+#include <vector>
 
 #include "tensor/core/tensor.h"
 
@@ -15,6 +16,9 @@ class RunningMean {
   double last() const { return last_; }
   double count() const { return count_; }
   void reset() { *this = {}; }
+  /// Everything there is to it, for checkpoints.
+  std::vector<double> state() const { return {last_, sum_, count_}; }
+  void load(double last, double sum, double count) { last_ = last, sum_ = sum, count_ = count; }
 
  private:
   double last_ = 0, sum_ = 0, count_ = 0;

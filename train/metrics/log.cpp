@@ -56,7 +56,11 @@ Log::Log(LogOptions o) : o_(std::move(o)) {
 
 Log::~Log() { clear_status(); }
 
-void Log::open_file(const std::string& path) { file_ = std::make_unique<AppendFile>(path); }
+void Log::open_file(const std::string& path) {
+  file_ = std::make_unique<AppendFile>(path);
+  file_->write(early_);
+  early_.clear();
+}
 
 void Log::print(LogLevel level, const std::string& line) {
   clear_status();
@@ -78,7 +82,10 @@ void Log::write(LogLevel level, const std::string& text) {
     const std::string line = text.substr(begin, end - begin);
     begin = end + 1;
     if (begin > text.size() && line.empty() && !text.empty()) break;  // the text ended in a line feed
-    if (file_) file_->write(stamp + line + "\n");
+    if (file_)
+      file_->write(stamp + line + "\n");
+    else
+      early_ += stamp + line + "\n";
     if (o_.rank == 0 && level >= o_.threshold) print(level, line);
   }
 }

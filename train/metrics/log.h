@@ -33,13 +33,15 @@ class Log {
   bool status_line() const { return terminal_; }  ///< a status line can be shown
   void status(const std::string& text);           ///< too soon after the last: ignored
   void clear_status();
-  /// From now on messages also go to this file (the run folder is known later than the first message).
+  /// Messages also go to this file, the earlier ones included: the run folder is known later than the first
+  /// message.
   void open_file(const std::string& path);
 
  private:
   void print(LogLevel level, const std::string& line);
   LogOptions o_;
   std::unique_ptr<AppendFile> file_;
+  std::string early_;  ///< what the file missed
   bool terminal_, color_, status_shown_ = false;
   std::chrono::steady_clock::time_point last_status_{};
 };

@@ -38,16 +38,18 @@ bool is_header_or_before(const std::string& row, int64_t epoch) {
   return row == kSummaryHeader || std::strtoll(row.c_str(), nullptr, 10) < epoch;
 }
 
-bool is_at_most(const std::string& line, int64_t step) {
+/// An evaluation stands at the step of its epoch's end and is repeated unless the epoch was finished.
+bool is_before_resume(const std::string& line, const RunLogOptions& o) {
   const auto j = Json::parse(line, nullptr, false);
-  return j.is_object() && j.value("step", int64_t(0)) <= step;
+  if (!j.is_object() || j.value("step", int64_t(0)) > o.resume_step) return false;
+  return j.value("split", "") != "eval" || j.value("epoch", int64_t(0)) < o.resume_epoch;
 }
 
 }  // namespace
 
 RunLog::RunLog(const RunLogOptions& o) {
   const std::string metrics = o.folder + "/metrics.jsonl", summary = o.folder + "/summary.csv";
-  keep_lines(metrics, [&](const std::string& line) { return is_at_most(line, o.resume_step); });
+  keep_lines(metrics, [&](const std::string& line) { return is_before_resume(line, o); });
   keep_lines(summary, [&](const std::string& row) { return is_header_or_before(row, o.resume_epoch); });
   metrics_ = std::make_unique<AppendFile>(metrics);
   summary_ = std::make_unique<AppendFile>(summary);

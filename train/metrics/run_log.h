@@ -27,7 +27,8 @@ struct RunLogOptions {
   std::string folder;  ///< exists
   bool tensorboard = true;
   int64_t resume_epoch = 0;  ///< rows of summary.csv from this epoch on are written again
-  int64_t resume_step = 0;   ///< lines of metrics.jsonl after this step are written again
+  int64_t resume_step = 0;   ///< lines of metrics.jsonl after this step are written again, and evaluations
+                             ///< from resume_epoch on
 };
 
 class RunLog {

@@ -1,6 +1,7 @@
 #include "train/step/build.h"
 
 #include <algorithm>
+#include <cstdio>
 #include <set>
 
 #include "data/core/synthetic.h"
@@ -43,13 +44,17 @@ Interpolation interpolation(const std::string& name) {
 }
 
 void statistics(const Options& o, const VitConfig& c, TransformOptions& t) {
-  const std::vector<double> mean = o.reals("mean"), std = o.reals("std");
-  LOWBIT_CHECK(mean.size() == 3 && std.size() == 3, usage, "lowbit",
-               "--mean and --std take three numbers: R,G,B");
+  const std::vector<double> mean = o.reals("mean", 3), std = o.reals("std", 3);
   for (size_t i = 0; i < 3; ++i) {
     t.normalization.mean[i] = o.given("mean") ? float(mean[i]) : c.mean[i];
     t.normalization.std[i] = o.given("std") ? float(std[i]) : c.std[i];
   }
+}
+
+std::string numbers(const float (&v)[3]) {
+  char text[64];
+  std::snprintf(text, sizeof text, "%.9g,%.9g,%.9g", double(v[0]), double(v[1]), double(v[2]));
+  return text;
 }
 
 TransformOptions eval_transform(const Options& o, const VitConfig& c) {
@@ -73,15 +78,18 @@ TransformOptions train_transform(const Options& o, const VitConfig& c) {
     t.resize = t.size;
   } else {
     t.geometry = Geometry::random_resized_crop;
-    const std::vector<double> scale = o.reals("scale"), ratio = o.reals("ratio");
-    LOWBIT_CHECK(scale.size() == 2 && scale[0] <= scale[1] && ratio.size() == 2 && ratio[0] <= ratio[1],
-                 usage, "lowbit", "--scale and --ratio take two numbers: LO,HI");
+    const std::vector<double> scale = o.reals("scale", 2), ratio = o.reals("ratio", 2);
+    LOWBIT_CHECK(scale[0] <= scale[1] && ratio[0] <= ratio[1], usage, "lowbit",
+                 "--scale and --ratio take two numbers LO,HI with LO <= HI");
     std::copy(scale.begin(), scale.end(), t.scale);
     std::copy(ratio.begin(), ratio.end(), t.ratio);
   }
   statistics(o, c, t);
   return t;
 }
+
+/// Number of the first validation image: the same however many images are trained on.
+constexpr int64_t kSyntheticValidation = 1'000'000'000;
 
 void open_synthetic(const Options& o, const VitConfig& c, bool with_train, DataSets& d) {
   SyntheticDataset::Options s;
@@ -90,7 +98,7 @@ void open_synthetic(const Options& o, const VitConfig& c, bool with_train, DataS
   if (s.samples == 0) s.samples = 1024;
   const int64_t validation = o.integer("limit-val") > 0 ? o.integer("limit-val") : 256;
   if (with_train) d.train = std::make_shared<SyntheticDataset>(s);
-  s.first = s.samples, s.samples = validation;
+  s.first = kSyntheticValidation, s.samples = validation;
   d.val = std::make_shared<SyntheticDataset>(s);
   d.classes = c.classes;
   d.description = "synthetic images";
@@ -108,9 +116,9 @@ std::set<std::string> quantizer_state(VisionTransformer& model) {
   return names;
 }
 
-constexpr const char* kSavedOptions[] = {
-    "model", "image-size", "patch-size", "embed-dim",  "depth", "heads", "mlp-ratio", "wbits",
-    "abits", "edge-bits",  "quantizer",  "use-offset", "mean",  "std",   "crop-pct",  "interpolation"};
+constexpr const char* kSavedOptions[] = {"model",     "image-size", "patch-size", "embed-dim",    "depth",
+                                         "heads",     "mlp-ratio",  "wbits",      "abits",        "edge-bits",
+                                         "quantizer", "use-offset", "crop-pct",   "interpolation"};
 constexpr const char* kPrefix = "lowbit.";
 
 }  // namespace
@@ -127,6 +135,7 @@ VitConfig model_config(const Options& o, int64_t classes) {
   take("heads", c.heads);
   if (o.real("mlp-ratio") > 0) c.mlp_ratio = o.real("mlp-ratio");
   if (classes > 0) c.classes = classes;
+  if (find_option("drop-path", o.verb().mask)) c.dropout = o.real("drop"), c.drop_path = o.real("drop-path");
   return c;
 }
 
@@ -170,6 +179,10 @@ StringMap settings_to_save(const Options& o, const VitConfig& c) {
   StringMap s;
   for (const char* name : kSavedOptions) s[std::string(kPrefix) + name] = o.raw(name);
   s[std::string(kPrefix) + "num-classes"] = std::to_string(c.classes);
+  TransformOptions t;
+  statistics(o, c, t);  // the model's own where the options name none
+  s[std::string(kPrefix) + "mean"] = numbers(t.normalization.mean);
+  s[std::string(kPrefix) + "std"] = numbers(t.normalization.std);
   return s;
 }
 

@@ -71,8 +71,7 @@ OptimizerOptions optimizer_options(const Options& o) {
   OptimizerOptions p;
   p.kind = o.text("opt");
   p.weight_decay = o.real("weight-decay");
-  const std::vector<double> betas = o.reals("opt-betas");
-  LOWBIT_CHECK(betas.size() == 2, usage, "lowbit", "--opt-betas takes two numbers: B1,B2");
+  const std::vector<double> betas = o.reals("opt-betas", 2);
   p.beta1 = betas[0], p.beta2 = betas[1];
   p.eps = o.real("opt-eps");
   p.momentum = o.real("momentum");
@@ -80,12 +79,11 @@ OptimizerOptions optimizer_options(const Options& o) {
 }
 
 Trainer::Trainer(const Options& o, VisionTransformer& model, VisionTransformer* teacher, const DataSets& data,
-                 std::string folder, Log& log)
+                 Log& log)
     : o_(o),
       model_(model),
       teacher_(teacher),
       log_(log),
-      folder_(std::move(folder)),
       settings_(settings_to_save(o, model.config())),
       arena_(model.parameters()),
       optimizer_(arena_, optimizer_options(o)),
@@ -93,7 +91,6 @@ Trainer::Trainer(const Options& o, VisionTransformer& model, VisionTransformer* 
           o, data.train_order->size() / (o.integer("batch-size") * o.integer("accumulate")))),
       train_(data.train, data.train_order, loader_options(o, o.integer("batch-size"), true)),
       val_(data.val, data.val_order, loader_options(o, eval_batch(o), false)),
-      checkpoints_(folder_, int(o.integer("keep"))),
       accumulate_(o.integer("accumulate")),
       steps_per_epoch_(train_.batches() / accumulate_),
       epochs_(int64_t(std::llround(schedule_.run_length()))) {
@@ -106,26 +103,51 @@ Trainer::Trainer(const Options& o, VisionTransformer& model, VisionTransformer* 
   context().generator = Generator(uint64_t(o.integer("seed")), 1);
 }
 
-void Trainer::resume(const RunCheckpoints::Resume& from) {
+void Trainer::resume(const RunCheckpoints::Resume& from, const std::string& what) {
   const auto number = [&](const char* key) {
     const auto it = from.state.meta.find(key);
-    LOWBIT_CHECK(it != from.state.meta.end(), io, "resume", "the training state lacks '", key, "'");
-    return std::stod(it->second);
+    LOWBIT_CHECK(it != from.state.meta.end(), io, "resume", what, " lacks '", key, "'");
+    return int64_t(std::strtoll(it->second.c_str(), nullptr, 10));
   };
-  model_.load(from.weights.tensors);
+  const auto values = [&](const char* key, size_t count) {
+    const auto it = from.state.tensors.find(key);
+    LOWBIT_CHECK(it != from.state.tensors.end() && it->second.dtype() == DType::f64 &&
+                     it->second.numel() == int64_t(count),
+                 io, "resume", what, " lacks '", key, "'");
+    return it->second.to_vector<double>();
+  };
   const auto part = [&](const std::string& prefix) {
     TensorMap m;
     for (const auto& [name, t] : from.state.tensors)
       if (name.starts_with(prefix)) m[name.substr(prefix.size())] = t;
     return m;
   };
+  const WeightFile weights{what, FileFormat::safetensors, "", from.weights.tensors, {}};
+  require_match(match_weights(model_.state(), weights), what, false);
+  model_.load(from.weights.tensors);
+  const auto opt = from.state.meta.find("opt");
+  LOWBIT_CHECK(opt == from.state.meta.end() || opt->second == o_.text("opt"), io, "resume", what,
+               " was written with --opt ", opt->second);
   optimizer_.load(part("optim/"));
-  if (ema_) ema_->load(part("ema/"));
-  epoch_ = int64_t(number("epoch")), step_in_epoch_ = int64_t(number("step_in_epoch")),
-  step_ = int64_t(number("step"));
-  best_top1_ = from.state.tensors.at("best_top1").item<double>();
-  schedule_.load(from.state.tensors.at("schedule").to_vector<double>());
-  context().generator.set_state(uint64_t(from.state.tensors.at("generator").item<int64_t>()));
+  const TensorMap average = part("ema/");
+  LOWBIT_CHECK(ema_.has_value() == !average.empty(), io, "resume", what, " was written ",
+               ema_ ? "without" : "with", " --model-ema");
+  if (ema_) ema_->load(average);
+  LOWBIT_CHECK(number("steps_per_epoch") == steps_per_epoch_, io, "resume", what, " has ",
+               number("steps_per_epoch"), " steps in an epoch, now there are ", steps_per_epoch_,
+               "; continue with the same images, --batch-size and --accumulate");
+  epoch_ = number("epoch"), step_in_epoch_ = number("step_in_epoch"), step_ = number("step");
+  schedule_.load(values("schedule", schedule_.state().size()));
+  const auto loss = values("loss", 3), top1 = values("top1", 3), results = values("results", 6);
+  progress_.loss.load(loss[0], loss[1], loss[2]), progress_.top1.load(top1[0], top1[1], top1[2]);
+  outcome_.steps = step_;
+  outcome_.best_top1 = results[0];
+  outcome_.last.counts = {int64_t(results[1]), int64_t(results[2]), int64_t(results[3])};
+  evaluated_step_ = int64_t(results[4]);
+  progress_.lr = results[5];
+  const auto generator = from.state.tensors.find("generator");
+  LOWBIT_CHECK(generator != from.state.tensors.end(), io, "resume", what, " lacks 'generator'");
+  context().generator.set_state(uint64_t(generator->second.item<int64_t>()));
 }
 
 void Trainer::save_last() {
@@ -133,15 +155,22 @@ void Trainer::save_last() {
   for (auto& [name, t] : optimizer_.state()) state.tensors["optim/" + name] = t;
   if (ema_)
     for (auto& [name, t] : ema_->state()) state.tensors["ema/" + name] = t;
-  state.tensors["best_top1"] = Tensor::full({1}, best_top1_, DType::f64);
-  const std::vector<double> schedule = schedule_.state();
-  state.tensors["schedule"] = Tensor::from(std::span<const double>(schedule), {int64_t(schedule.size())});
+  const auto keep = [&](const char* name, const std::vector<double>& v) {
+    state.tensors[name] = Tensor::from(std::span<const double>(v), {int64_t(v.size())});
+  };
+  keep("schedule", schedule_.state());
+  keep("loss", progress_.loss.state()), keep("top1", progress_.top1.state());
+  const TopCounts& c = outcome_.last.counts;
+  keep("results", {outcome_.best_top1, double(c.top1), double(c.top5), double(c.total),
+                   double(evaluated_step_), progress_.lr});
   const int64_t generator[] = {int64_t(context().generator.state())};
   state.tensors["generator"] = Tensor::from(std::span<const int64_t>(generator), {1});
   state.meta = {{"epoch", std::to_string(epoch_)},
                 {"step_in_epoch", std::to_string(step_in_epoch_)},
+                {"steps_per_epoch", std::to_string(steps_per_epoch_)},
+                {"opt", o_.text("opt")},
                 {"step", std::to_string(step_)}};
-  checkpoints_.save_last(weights_checkpoint(), state);
+  checkpoints_->save_last(weights_checkpoint(), state);
 }
 
 Checkpoint Trainer::weights_checkpoint() {
@@ -195,8 +224,8 @@ void Trainer::check_loss(float value, const Loader::Batch& b) {
   }
   context().check_finite = false;
   fail(ErrorKind::numeric, "train",
-       str_cat("loss is not finite at step ", step_ + 1, " (", cause, "); the last checkpoint is in ",
-               folder_));
+       str_cat("loss is not finite at step ", step_ + 1, " (", cause,
+               "); the last checkpoint of the run is kept"));
 }
 
 void Trainer::step(const std::vector<Loader::Batch>& parts) {
@@ -222,7 +251,7 @@ void Trainer::step(const std::vector<Loader::Batch>& parts) {
   ++step_, ++step_in_epoch_;
 }
 
-void Trainer::report_step(const Loader::Batch&, double seconds, double waited) {
+void Trainer::report_step(double seconds, double waited) {
   progress_.epoch = epoch_, progress_.epochs = epochs_;
   progress_.step = step_in_epoch_ - 1, progress_.steps = steps_per_epoch_;
   progress_.batch = o_.integer("batch-size") * accumulate_;
@@ -242,11 +271,15 @@ void Trainer::report_step(const Loader::Batch&, double seconds, double waited) {
                      {"mem_mib", resident_mib()}});
 }
 
-bool Trainer::train_epoch(const StopRequest& stop) {
+bool Trainer::at_limit() const { return o_.integer("max-steps") > 0 && step_ >= o_.integer("max-steps"); }
+
+bool Trainer::finished() const { return epoch_ >= epochs_ || (at_limit() && evaluated_step_ == step_); }
+
+Trainer::Pass Trainer::train_epoch(const StopRequest& stop) {
   model_.train();
   train_.start(epoch_, step_in_epoch_ * accumulate_);
-  progress_.loss.reset(), progress_.top1.reset(), progress_.step_time.reset(), progress_.data_time.reset();
-  while (step_in_epoch_ < steps_per_epoch_) {
+  progress_.step_time.reset(), progress_.data_time.reset();
+  while (step_in_epoch_ < steps_per_epoch_ && !at_limit()) {
     const double begin = now();
     double waited = 0;
     std::vector<Loader::Batch> parts;
@@ -260,30 +293,27 @@ bool Trainer::train_epoch(const StopRequest& stop) {
       parts.push_back(std::move(*batch));
     }
     step(parts);
-    report_step(parts.back(), now() - begin, waited);
-    const bool limit = o_.integer("max-steps") > 0 && step_ >= o_.integer("max-steps");
-    if (step_in_epoch_ < steps_per_epoch_ && (limit || (stop && stop()))) {
-      save_last();
-      outcome_.stopped = !limit;
-      return false;
-    }
+    report_step(now() - begin, waited);
     const int64_t every = o_.integer("checkpoint-every");
-    if (every > 0 && step_ % every == 0) save_last();
+    const bool stopping = stop && stop();
+    if (stopping || (every > 0 && step_ % every == 0)) save_last();
+    if (stopping) return Pass::stopped;
   }
-  return true;
+  return step_in_epoch_ == steps_per_epoch_ ? Pass::whole : Pass::limit;
 }
 
-void Trainer::finish_epoch() {
-  outcome_.train_img_per_s =
-      progress_.step_time.mean() > 0 ? double(progress_.batch) / progress_.step_time.mean() : 0;
+bool Trainer::evaluate_now(const StopRequest& stop) {
+  bool stopped = false;
   if (ema_) ema_->swap();
-  outcome_.last = evaluate(model_, val_, [&](const EvalResult& r, int64_t) {
+  const EvalResult e = evaluate(model_, val_, [&](const EvalResult& r, int64_t) {
     if (log_.status_line())
       log_.status(str_cat("evaluating ", r.counts.total, " images, Acc@1 ", r.counts.percent1()));
-    return true;
+    stopped = stop && stop();
+    return !stopped;
   });
   if (ema_) ema_->swap();
-  const EvalResult& e = outcome_.last;
+  if (stopped) return false;
+  outcome_.last = e, evaluated_step_ = step_;
   progress_.eval_seconds = e.seconds;
   if (log_.status_line()) log_.info(train_line(progress_));  // otherwise the last step has printed it
   log_.info(eval_result(e.counts, e.loss));
@@ -292,40 +322,57 @@ void Trainer::finish_epoch() {
                    {"top1", e.counts.percent1()},
                    {"top5", e.counts.percent5()},
                    {"img_per_s", e.img_per_s()}});
+  return true;
+}
+
+void Trainer::write_summary() {
+  const EvalResult& e = outcome_.last;
   EpochSummary s;
   s.epoch = epoch_;
   s.train_loss = progress_.loss.mean(), s.eval_loss = e.loss;
   s.eval_top1 = e.counts.percent1(), s.eval_top5 = e.counts.percent5();
   s.lr = progress_.lr, s.img_per_s = outcome_.train_img_per_s;
   run_log_->epoch(s);
-  schedule_.report(double(epoch_ + 1), e.counts.percent1());
-  const bool best = e.counts.percent1() > best_top1_;
-  if (best) best_top1_ = e.counts.percent1();
-  ++epoch_, step_in_epoch_ = 0;
-  save_last();
-  if (ema_) ema_->swap();
-  if (best) checkpoints_.save_best(weights_checkpoint());
-  if (o_.integer("keep") > 0) checkpoints_.save_epoch(epoch_ - 1, weights_checkpoint());
-  if (ema_) ema_->swap();
 }
 
-TrainOutcome Trainer::run(const StopRequest& stop) {
+/// Evaluates and writes the checkpoints, the newest last: a crash in between repeats all of it.
+bool Trainer::finish(bool whole_epoch, const StopRequest& stop) {
+  if (progress_.step_time.mean() > 0)
+    outcome_.train_img_per_s = double(progress_.batch) / progress_.step_time.mean();
+  if (!evaluate_now(stop)) {
+    save_last();
+    return false;
+  }
+  const double top1 = outcome_.last.counts.percent1();
+  const bool best = top1 > outcome_.best_top1;
+  if (best) outcome_.best_top1 = top1;
+  if (whole_epoch) {
+    write_summary();
+    schedule_.report(double(epoch_ + 1), top1);
+    progress_.loss.reset(), progress_.top1.reset();
+    ++epoch_, step_in_epoch_ = 0;
+  }
+  if (ema_) ema_->swap();
+  if (best) checkpoints_->save_best(weights_checkpoint());
+  if (whole_epoch) checkpoints_->save_epoch(epoch_ - 1, weights_checkpoint());
+  if (ema_) ema_->swap();
+  save_last();
+  return true;
+}
+
+TrainOutcome Trainer::run(const std::string& folder, const StopRequest& stop) {
+  checkpoints_.emplace(folder, int(o_.integer("keep")));
   RunLogOptions r;
-  r.folder = folder_, r.tensorboard = o_.flag("tensorboard"), r.resume_epoch = epoch_, r.resume_step = step_;
+  r.folder = folder, r.tensorboard = o_.flag("tensorboard"), r.resume_epoch = epoch_, r.resume_step = step_;
   run_log_.emplace(r);
   if (step_ == 0) save_last();  // a crash in the first epoch can already be resumed
-  const auto limited = [&] { return o_.integer("max-steps") > 0 && step_ >= o_.integer("max-steps"); };
-  while (epoch_ < epochs_ && !limited()) {
-    if (!train_epoch(stop)) break;
-    finish_epoch();
-    if (stop && stop() && epoch_ < epochs_) {
-      outcome_.stopped = true;
-      break;
-    }
+  while (!finished() && !outcome_.stopped) {
+    const Pass pass = train_epoch(stop);
+    outcome_.stopped = pass == Pass::stopped || !finish(pass == Pass::whole, stop);
+    if (!outcome_.stopped && !finished()) outcome_.stopped = stop && stop();
   }
   log_.clear_status();
   outcome_.steps = step_;
-  outcome_.best_top1 = best_top1_;
   return outcome_;
 }
 

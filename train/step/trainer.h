@@ -24,7 +24,7 @@ struct TrainOutcome {
   bool stopped = false;  ///< by a signal or a limit, after a clean checkpoint
   int64_t steps = 0;     ///< updates so far, over all runs that were resumed
   EvalResult last;
-  double best_top1 = 0;
+  double best_top1 = -1;       ///< percent; negative: never evaluated
   double train_img_per_s = 0;  ///< of the last epoch
 };
 
@@ -33,23 +33,32 @@ using StopRequest = std::function<bool()>;
 
 class Trainer {
  public:
-  /// The model is loaded, quantized and calibrated. `folder` is the run folder.
+  /// The model is loaded, quantized and calibrated.
   Trainer(const Options& o, VisionTransformer& model, VisionTransformer* teacher, const DataSets& data,
-          std::string folder, Log& log);
+          Log& log);
   /// Continues from a checkpoint of this run: every later bit is that of the uninterrupted run.
-  void resume(const RunCheckpoints::Resume& from);
+  /// Errors  io: not a checkpoint of this model and these options; its message begins with `what`
+  void resume(const RunCheckpoints::Resume& from, const std::string& what);
+  /// `folder` is the run folder and exists. Ends at --epochs or --max-steps with an evaluation.
   /// Errors  numeric: loss not finite, with the op that made it so; io, run: data, disk
-  TrainOutcome run(const StopRequest& stop);
+  TrainOutcome run(const std::string& folder, const StopRequest& stop);
+  /// Nothing is left to do; outcome() is that of the run before.
+  bool finished() const;
+  const TrainOutcome& outcome() const { return outcome_; }
   int64_t steps_per_epoch() const { return steps_per_epoch_; }
   const Schedule& schedule() const { return schedule_; }
 
  private:
-  bool train_epoch(const StopRequest& stop);  // false: stopped inside the epoch
+  enum class Pass { whole, limit, stopped };
+  Pass train_epoch(const StopRequest& stop);
+  bool at_limit() const;
   void step(const std::vector<Loader::Batch>& parts);
   Variable loss(const Loader::Batch& b, Variable& logits);
   void check_loss(float value, const Loader::Batch& b);
-  void finish_epoch();
-  void report_step(const Loader::Batch& b, double seconds, double waited);
+  bool evaluate_now(const StopRequest& stop);  // false: stopped
+  bool finish(bool whole_epoch, const StopRequest& stop);
+  void write_summary();
+  void report_step(double seconds, double waited);
   void save_last();
   Checkpoint weights_checkpoint();
   double rate() const;
@@ -58,19 +67,18 @@ class Trainer {
   VisionTransformer& model_;
   VisionTransformer* teacher_;
   Log& log_;
-  std::string folder_;
   StringMap settings_;
   ParameterArena arena_;
   Optimizer optimizer_;
   std::optional<Ema> ema_;
   Schedule schedule_;
   Loader train_, val_;
-  RunCheckpoints checkpoints_;
+  std::optional<RunCheckpoints> checkpoints_;
   std::optional<RunLog> run_log_;
   TrainProgress progress_;
   int64_t accumulate_, steps_per_epoch_, epochs_;
   int64_t epoch_ = 0, step_in_epoch_ = 0, step_ = 0;
-  double best_top1_ = -1;
+  int64_t evaluated_step_ = -1;  ///< step_ at the last evaluation
   TrainOutcome outcome_;
 };
 
