@@ -58,11 +58,12 @@ size_t panel_data_bytes(int64_t k) { return size_t(words(k)) * kPanel * 4; }
 size_t panel_bytes(int64_t k) { return panel_data_bytes(k) + kPanel * 4; }
 
 void pack_panel(const GemmOperand& b, const Packing& p, int64_t at, int64_t col, int cols, int64_t k,
-                char* dst) {
+                bool with_sums, char* dst) {
   const auto* src = static_cast<const uint8_t*>(b.data) + at + col * b.stride.row;
   detail::pack_codes(src, b.stride.row, b.stride.k, cols, k, uint8_t(p.zero),
                      reinterpret_cast<uint32_t*>(dst), detail::panel_width(cols));
   auto* sums = reinterpret_cast<int32_t*>(dst + panel_data_bytes(k));
+  if (!with_sums) return void(std::fill_n(sums, cols, 0));
   detail::sum_codes(src, b.dtype == DType::i8, b.stride.row, b.stride.k, cols, k, sums);
   for (int c = 0; c < cols; ++c) sums[c] -= int32_t(k * p.zero);
 }
@@ -114,7 +115,7 @@ class CodedEngine {
   bool same_b(int64_t x, int64_t y) const { return detail::same_b(g_, x, y); }
 
   void pack_b(const Place& at, int64_t, int64_t col, int cols, char* dst) const {
-    pack_panel(g_.b, b_, at.b, col, cols, g_.k, dst);
+    pack_panel(g_.b, b_, at.b, col, cols, g_.k, a_.shift != 0 || out_ == IntOut::f64, dst);
   }
 
   void pack_a(const Place& at, int64_t, int64_t row, int rows, char* dst) const {
@@ -413,7 +414,7 @@ PackedCodes pack_b(const Coded& b) {
                std::max<int64_t>(1, (1 << 15) / (kPanel * std::max<int64_t>(k, 1))),
                [&](int64_t p0, int64_t p1) {
                  for (int64_t i = p0; i < p1; ++i)
-                   pack_panel(o, p, 0, i * kPanel, int(std::min<int64_t>(kPanel, n - i * kPanel)), k,
+                   pack_panel(o, p, 0, i * kPanel, int(std::min<int64_t>(kPanel, n - i * kPanel)), k, true,
                               data + size_t(i) * panel_bytes(k));
                });
   return packed;

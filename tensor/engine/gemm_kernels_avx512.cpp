@@ -160,6 +160,9 @@ LOWBIT_INLINE void tile_int(const IntTile& t, Seq<R...>) {
   ((s0[R] = s1[R] = _mm512_setzero_si512()), ...);
   const auto* a = reinterpret_cast<const int32_t*>(t.a);
   const uint32_t* b = t.b;
+  const auto* c = static_cast<const uint32_t*>(t.c);
+  (prefetch(c + R * t.ldc), ...);
+  if constexpr (kV == 2) (prefetch(c + R * t.ldc + t.cols - 1), ...);
   for (int64_t k = t.words; k > 0; --k, a += rows, b += t.b_step) {
     const __m512i b0 = _mm512_loadu_si512(b);
     __m512i b1 = b0;

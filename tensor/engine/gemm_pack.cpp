@@ -39,10 +39,11 @@ uint32_t load_word(const uint8_t* p) {
   return w;
 }
 
+/// Four bytes at once: no borrow crosses a byte.
 uint32_t subtract_bytes(uint32_t w, uint8_t sub) {
-  uint32_t out = 0;
-  for (int i = 0; i < 4; ++i) out |= uint32_t(uint8_t((w >> (8 * i)) - sub)) << (8 * i);
-  return out;
+  constexpr uint32_t high = 0x80808080u;
+  const uint32_t s = sub * 0x01010101u;
+  return ((w | high) - (s & ~high)) ^ ((w ^ ~s) & high);
 }
 
 #if defined(__AVX2__)
