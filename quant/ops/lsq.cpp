@@ -127,7 +127,7 @@ void FakeQuantNode::backward(const Tensor& gy, GradSink& gx) {
   };
   const auto view_of = [](Tensor& t) { return t.defined() ? t.mutable_view() : View{}; };
   Tensor dx = gx.wants(0) ? gx.alloc(0) : Tensor{};
-  Tensor partial = Tensor::empty({3, c.outer * c.groups}, gy.dtype(), gy.device());
+  Tensor partial = Tensor::empty({lsq_workspace(c)}, gy.dtype(), gy.device());
   Tensor sums = Tensor::empty({3, c.groups}, gy.dtype(), gy.device());
   lsq_bwd(
       {c, gy.view(), view_of(dx), partial.mutable_view(), sums.mutable_view(), gx.wants(2) || gx.wants(3)},
@@ -229,7 +229,7 @@ double clipped_share(const Tensor& x, const Tensor& scale, const Tensor& offset,
   LsqCall c = n->call;
   c.mask = MaskRule::clip_then_round, c.ties = TiePolicy::inclusive;
   const Tensor ones = Tensor::full(x.shape(), 1, x.dtype(), x.device());
-  Tensor partial = Tensor::empty({3, c.outer * c.groups}, x.dtype(), x.device());
+  Tensor partial = Tensor::empty({lsq_workspace(c)}, x.dtype(), x.device());
   Tensor sums = Tensor::empty({3, c.groups}, x.dtype(), x.device());
   lsq_bwd({c, ones.view(), View{}, partial.mutable_view(), sums.mutable_view(), true}, x.device());
   double total = 0;

@@ -49,8 +49,8 @@ struct LsqSettings {
   int axis = Coded::kPerTensor;              ///< negative; groups divide its extent
   int64_t groups = 1;
   std::vector<Levels> levels = {Levels{}};  ///< one, or one per group
-  std::vector<int> slots;  ///< group g uses scale[slots[g]] and offset[slots[g]]; empty: scale[g]
-  Tensor grad_scale;       ///< [1] or [groups]; undefined: 1
+  std::vector<int> slots = {};  ///< group g uses scale[slots[g]] and offset[slots[g]]; empty: scale[g]
+  Tensor grad_scale = {};       ///< [1] or [groups]; undefined: 1
   MaskRule mask = MaskRule::clip_then_round;
   TiePolicy ties = TiePolicy::half;
   bool published_scale = false;  ///< a = (s − s·g) + s·g in this order, up to one ulp from s
@@ -152,14 +152,21 @@ struct LsqFwdArgs {
 struct LsqBwdArgs {
   LsqCall c;
   View gy, dx;   ///< packed; dx.data null: not wanted
-  View partial;  ///< workspace [3, outer·groups], one triple per run of `inner` elements
+  View partial;  ///< workspace of lsq_workspace() elements; begins with [3, outer·groups], one per run
   View sums;     ///< [3, groups]: Σ G(q − m·u), Σ above, Σ below
-  bool edges;    ///< false: only the first sum is wanted, the others are 0
+  bool edges;    ///< false: only the first sum is wanted
 };
+
+/// Elements of LsqBwdArgs::partial on any device: run results, and the lists of chunks or row blocks.
+inline int64_t lsq_workspace(const LsqCall& c) {
+  return 3 *
+         (c.outer * c.groups + 2 * ceil_div(c.inner, kChunk) + ceil_div(c.outer, kRowBlock) * c.groups + 2);
+}
 
 /// out[g] = source[slots[g]], or the published form of it.
 struct LsqGatherArgs {
-  View source, slots, grad_scale, out;  ///< slots i32 [groups]; grad_scale [groups], null: exact
+  View source, slots, grad_scale,
+      out;  ///< source any stride; slots i32 [groups]; grad_scale [groups], null: exact
 };
 
 struct LsqFinishArgs {
@@ -199,7 +206,7 @@ LOWBIT_HD auto lsq_bwd_element(const T* x, const T* gy, T* dx, int64_t i, QParam
 
 template <class T>
 LOWBIT_HD void lsq_gather_group(const LsqGatherArgs& a, int64_t g) {
-  T s = a.source.as<T>()[a.slots.as<int32_t>()[g]];
+  T s = lsq_at<T>(a.source, a.slots.as<int32_t>()[g]);
   if (a.grad_scale.data) {
     const T t = s * lsq_at<T>(a.grad_scale, g);
     s = (s - t) + t;

@@ -4,7 +4,6 @@
 #include <cmath>
 
 #include "autograd/core/node.h"
-#include "quant/observer/statistics.h"
 
 namespace lowbit {
 namespace {
@@ -164,35 +163,38 @@ Variable LsqQuantizer::fake_quant(const Variable& x) {
   return fake_quant_lsq(x, alpha_, offset, bits, s);
 }
 
+ScaleFit LsqQuantizer::initial(const Tensor& v, int bits) const {
+  const Levels l = Levels::of(bits, spec().is_signed);
+  const auto mean = [&] { return double(sum_abs(v)) / double(v.numel()); };
+  switch (config_.init) {
+    case ScaleInit::vvtq: {
+      // Published: one value from the module's own bit-width; head-wise widths differ, so each has its own.
+      const double width = spec().groups > 1 ? bits : double(nbits_.data().to_vector<float>()[0]);
+      return {float(2 * mean() / std::sqrt(std::exp2(width - 1) - 1)), 0, 0};
+    }
+    case ScaleInit::lsq:
+      return {float(2 * mean() / std::sqrt(double(l.hi))), 0, 0};
+    case ScaleInit::lsq_plus: {
+      const Moments m = moments(v);
+      const double far = std::max(std::fabs(m.mean - 3 * m.deviation), std::fabs(m.mean + 3 * m.deviation));
+      return {float(far / std::exp2(bits - 1)), 0, 0};
+    }
+    case ScaleInit::mse:
+      return config_.offset ? fit_scale_and_offset(v, l, label()) : fit_scale(v, l, label());
+    case ScaleInit::minmax:
+      return range_fit(v, l, config_.offset);
+  }
+  return {};
+}
+
 void LsqQuantizer::initialise(const Tensor& v) {
   LOWBIT_CHECK(v.numel() > 0, value, label(), "cannot be initialised by an empty tensor (got ", v.str(), ")");
+  // Weights get a scale for every bit-width, activations that will not change theirs only the one in use.
+  const bool all = spec().is_weight || config_.learn_bits || spec().groups > 1;
   std::vector<float> alpha, beta;
-  const double mean = double(sum_abs(v)) / double(v.numel());
-  const Moments m = config_.init == ScaleInit::lsq_plus ? moments(v) : Moments{};
-  const float raw_bits = nbits_.data().to_vector<float>()[0];
+  ScaleFit fit;
   for (int n = kMinBits; n <= kMaxBits; ++n) {
-    const Levels l = Levels::of(n, spec().is_signed);
-    // One formula value for all slots; head-wise bit-widths differ, so there each slot has its own.
-    const double width = spec().groups > 1 ? n : double(raw_bits);
-    ScaleFit fit;
-    switch (config_.init) {
-      case ScaleInit::vvtq:
-        fit.scale = float(2 * mean / std::sqrt(std::exp2(width - 1) - 1));
-        break;
-      case ScaleInit::lsq:
-        fit.scale = float(2 * mean / std::sqrt(double(l.hi)));
-        break;
-      case ScaleInit::lsq_plus:
-        fit.scale = float(std::max(std::fabs(m.mean - 3 * m.deviation), std::fabs(m.mean + 3 * m.deviation)) /
-                          std::exp2(n - 1));
-        break;
-      case ScaleInit::mse:
-        fit = config_.offset ? fit_scale_and_offset(v, l, label()) : fit_scale(v, l, label());
-        break;
-      case ScaleInit::minmax:
-        fit = range_fit(v, l, config_.offset);
-        break;
-    }
+    if (all || n == kMinBits) fit = initial(v, all ? n : bits());
     LOWBIT_CHECK(std::isfinite(fit.scale) && std::isfinite(fit.offset), numeric, label(),
                  "the first batch must give a finite scale (got ", fit.scale, ")");
     alpha.push_back(fit.scale > 0 ? fit.scale : kSmallestScale);  // all-zero values fit any scale

@@ -1,6 +1,7 @@
 #pragma once
 // Learned-step-size quantizers of weights and activations: VVTQ, LSQ, LSQ+ and the head-wise variants.
 
+#include "quant/observer/statistics.h"
 #include "quant/quantizer/quantizer.h"
 
 namespace lowbit {
@@ -70,6 +71,7 @@ class LsqQuantizer final : public Quantizer {
  private:
   void clamp_parameters();
   std::vector<int> group_bits() const;
+  ScaleFit initial(const Tensor& v, int bits) const;
   LsqSettings settings() const;
   LsqConfig config_;
   Variable& nbits_;
