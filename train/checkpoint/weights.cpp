@@ -273,6 +273,17 @@ std::string WeightMatch::summary() const {
                  " of another shape");
 }
 
+std::string WeightMatch::examples() const {
+  std::string s;
+  const auto add = [&](const std::string& text) { s += (s.empty() ? "" : ", ") + text; };
+  if (!missing.empty()) add("no " + printable(missing[0], 80));
+  if (!unexpected.empty()) add("unexpected " + printable(unexpected[0], 80));
+  if (!mismatched.empty())
+    add(str_cat(printable(mismatched[0].name, 80), " ", mismatched[0].file.str(), " where the model has ",
+                mismatched[0].model.str()));
+  return s;
+}
+
 std::string WeightMatch::table() const {
   std::ostringstream s;
   for (const std::string& n : missing) s << "missing     " << printable(n, 200) << "\n";
@@ -285,9 +296,10 @@ std::string WeightMatch::table() const {
 
 void require_match(const WeightMatch& match, const std::string& path, bool allow_partial) {
   LOWBIT_CHECK(!match.matched.empty(), io, kOp, path, " does not fit the model: no tensor in common (",
-               match.summary(), ")");
-  LOWBIT_CHECK(match.complete() || allow_partial, io, kOp, path, " does not fit the model: ", match.summary(),
-               "; --allow-partial loads what fits");
+               match.examples(), ")");
+  LOWBIT_CHECK(match.complete() || allow_partial, io, kOp, path,
+               " does not fit the model: ", match.examples(), " (", match.summary(),
+               "; --allow-partial loads what fits and lists the rest)");
 }
 
 }  // namespace lowbit

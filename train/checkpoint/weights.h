@@ -48,8 +48,9 @@ struct WeightMatch {
   std::vector<std::string> renamed;  ///< "file name -> model name", for the log
 
   bool complete() const { return missing.empty() && unexpected.empty() && mismatched.empty(); }
-  std::string table() const;    ///< every problem on its own line
-  std::string summary() const;  ///< "2 missing, 1 unexpected, 0 of another shape"
+  std::string table() const;     ///< every problem on its own line
+  std::string examples() const;  ///< the first problem of each kind, in one line
+  std::string summary() const;   ///< "2 missing, 1 unexpected, 0 of another shape"
 };
 
 /// Turns a tensor of another shape into one of the model's, e.g. interpolates position embeddings; an

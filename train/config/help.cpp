@@ -14,7 +14,7 @@ constexpr size_t kWidth = 100, kIndent = 6;
 constexpr const char* kExitCodes =
     "0 success; 1 failure at run time; 2 wrong usage; 3 unreadable or inconsistent input file; "
     "4 numerical failure; 75 stopped by a signal or a time limit after a clean checkpoint: "
-    "run the same command again to continue";
+    "the same command with the same --run continues";
 
 /// Words of `text` on lines of at most kWidth characters, all indented.
 std::string wrapped(const std::string& text, size_t indent) {
@@ -31,7 +31,7 @@ std::string wrapped(const std::string& text, size_t indent) {
 }
 
 std::string signature(const OptionSpec& o) {
-  if (o.kind == OptionKind::flag) return str_cat("--", o.name, ", --no-", o.name);
+  if (o.kind == OptionKind::flag) return str_cat("--", o.name, o.transient ? "" : str_cat(", --no-", o.name));
   return str_cat("--", o.name, " ", *o.unit ? o.unit : "X");
 }
 
@@ -87,7 +87,9 @@ std::string help_overview() {
   s += "'lowbit --version' says what this program was built with; '--help-man' prints a manual page,\n";
   s += "'--help-completion' a completion script for bash.\n";
   s += "Options may be written with dashes or underscores. Where they come from, strongest first:\n";
-  s += "command line, --set KEY=VALUE, environment LOWBIT_KEY, --config FILE, default.\n";
+  s +=
+      "command line, --set KEY=VALUE, environment LOWBIT_KEY, --config FILE, settings stored in --weights,\n";
+  s += "default.\n";
   return s + "\nExit codes\n" + wrapped(kExitCodes, 2);
 }
 

@@ -48,7 +48,7 @@ constexpr OptionSpec kOptions[] = {
     // ---- Quantization
     {"wbits", quantization, integer, kRunVerbs | kBench, "32", "bits", "bits of weights; 32: float", {.aliases = "weight-bits wq-bitw", .lo = 2, .hi = 8, .also = 32, .also_means = "float"}},
     {"abits", quantization, integer, kRunVerbs | kBench, "32", "bits", "bits of activations; 32: float", {.aliases = "act-bits aq-bitw", .lo = 2, .hi = 8, .also = 32, .also_means = "float"}},
-    {"edge-bits", quantization, integer, kRunVerbs | kBench, "8", "bits", "bits of the patch embedding and of the head; 32: float", {.source = "usual in the literature", .lo = 2, .hi = 8, .also = 32, .also_means = "float"}},
+    {"edge-bits", quantization, integer, kRunVerbs | kBench, "8", "bits", "bits of the patch embedding and of the head; 32: float", {.source = "most papers", .lo = 2, .hi = 8, .also = 32, .also_means = "float"}},
     {"quantizer", quantization, text, kRunVerbs | kBench, "vvtq", "METHOD", "vvtq (LSQ, head-room as published), lsq, lsq+ (with offset), minmax (no training of scales)", {.source = "Esser et al. 2020; Bhalgat et al. 2020", .choices = "vvtq|lsq|lsq+|minmax"}},
     {"use-offset", quantization, flag, kRunVerbs | kBench, "off", "", "learned offset of activations", {.source = "VVTQ", .rare = true}},
     {"fixed-scale", quantization, flag, kTrain, "off", "", "do not train scales and offsets", {.source = "VVTQ", .rare = true}},
@@ -169,7 +169,9 @@ int name_distance(std::string_view typed, std::string_view known) {
   if (typed.size() >= 2 && known.starts_with(typed)) return 0;
   return edit_distance(typed, known);
 }
-int tolerated(std::string_view typed) { return std::max<int>(typed.size() > 3 ? 2 : 1, int(typed.size()) / 3); }
+int tolerated(std::string_view typed) {
+  return std::max<int>(typed.size() > 3 ? 2 : 1, int(typed.size()) / 3);
+}
 
 }  // namespace
 

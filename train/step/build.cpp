@@ -1,7 +1,7 @@
 #include "train/step/build.h"
 
 #include <algorithm>
-#include <cstdio>
+#include <charconv>
 #include <set>
 
 #include "data/core/synthetic.h"
@@ -52,9 +52,12 @@ void statistics(const Options& o, const VitConfig& c, TransformOptions& t) {
 }
 
 std::string numbers(const float (&v)[3]) {
-  char text[64];
-  std::snprintf(text, sizeof text, "%.9g,%.9g,%.9g", double(v[0]), double(v[1]), double(v[2]));
-  return text;
+  std::string s;
+  for (float x : v) {
+    char text[32];
+    s.append(s.empty() ? 0 : 1, ',').append(text, std::to_chars(text, text + sizeof text, x).ptr);
+  }
+  return s;
 }
 
 TransformOptions eval_transform(const Options& o, const VitConfig& c) {
@@ -135,6 +138,10 @@ VitConfig model_config(const Options& o, int64_t classes) {
   take("heads", c.heads);
   if (o.real("mlp-ratio") > 0) c.mlp_ratio = o.real("mlp-ratio");
   if (classes > 0) c.classes = classes;
+  LOWBIT_CHECK(c.width % c.heads == 0, usage, o.verb().name, "--heads must divide the width (got ", c.heads,
+               " heads, --embed-dim ", c.width, ")");
+  LOWBIT_CHECK(c.image_size % c.patch == 0, usage, o.verb().name,
+               "--image-size must be a multiple of --patch-size (got ", c.image_size, " and ", c.patch, ")");
   if (find_option("drop-path", o.verb().mask)) c.dropout = o.real("drop"), c.drop_path = o.real("drop-path");
   return c;
 }
@@ -217,7 +224,7 @@ std::vector<std::string> load_into(VisionTransformer& model, const WeightFile& f
   });
   require_match(match, file.path, allow_partial);
   model.load(match.matched, false);
-  if (!match.complete()) notes.push_back("weights: " + match.summary());
+  if (!match.complete()) notes.push_back("weights: " + match.summary() + "\n" + match.table());
   for (const std::string& r : match.renamed) notes.push_back("renamed: " + r);
   return notes;
 }

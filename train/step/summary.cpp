@@ -132,7 +132,7 @@ StepEstimate estimate_step(VisionTransformer& model, int64_t batch) {
     if (pass == 1) {
       for (const auto& [op, bytes] : saved_memory(loss)) {
         e.saved_bytes += size_t(double(bytes) * factor);
-        e.per_op += str_cat("  ", op, ": ", bytes_text(double(bytes) * factor), "\n");
+        if (bytes > 0) e.per_op += str_cat("  ", op, ": ", bytes_text(double(bytes) * factor), "\n");
       }
     }
     loss.backward();

@@ -61,6 +61,8 @@ ScheduleOptions schedule_options(const Options& o, int64_t steps_per_epoch) {
   s.milestones = o.reals("milestones");
   s.patience = int(o.integer("patience-epochs"));
   const std::vector<double> noise = o.reals("lr-noise");
+  LOWBIT_CHECK(noise.size() <= 2, usage, o.verb().name, "--lr-noise takes one or two shares: A[,B] (got '",
+               o.raw("lr-noise"), "')");
   if (!noise.empty()) s.noise_from = noise[0] * s.total;
   if (noise.size() > 1) s.noise_to = noise[1] * s.total;
   s.noise_bound = o.real("lr-noise-pct");
@@ -123,7 +125,8 @@ void Trainer::resume(const RunCheckpoints::Resume& from, const std::string& what
     return m;
   };
   const WeightFile weights{what, FileFormat::safetensors, "", from.weights.tensors, {}};
-  require_match(match_weights(model_.state(), weights), what, false);
+  const WeightMatch match = match_weights(model_.state(), weights);
+  LOWBIT_CHECK(match.complete(), io, "resume", what, " is the run of another model: ", match.examples());
   model_.load(from.weights.tensors);
   const auto opt = from.state.meta.find("opt");
   LOWBIT_CHECK(opt == from.state.meta.end() || opt->second == o_.text("opt"), io, "resume", what,

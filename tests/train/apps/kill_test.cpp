@@ -1,0 +1,195 @@
+// Runs that are killed or told to stop at random moments and continued until they end: every bit of the
+// result is that of the run that nobody disturbed.
+
+#include <gtest/gtest.h>
+
+#include <cstring>
+#include <nlohmann/json.hpp>
+#include <random>
+#include <set>
+
+#include "tests/train/apps/process.h"
+#include "train/checkpoint/state.h"
+
+namespace lowbit::test {
+namespace {
+
+constexpr int kEpochs = 3, kSteps = 30;
+
+Words quantized() {
+  return Words{"train", "--epochs", "3", "--warmup-epochs", "1", "--log-every", "1", "--no-tensorboard"} +
+         tiny_model() + tiny_data(4 * kSteps + 3) + four_bits();
+}
+Words averaged() {
+  return Words{"train", "--epochs",         "3",           "--warmup-epochs",   "1",   "--log-every",
+               "1",     "--no-tensorboard", "--model-ema", "--model-ema-decay", "0.9", "--drop-path",
+               "0.3",   "--drop",           "0.1",         "--accumulate",      "2",   "--clip-grad",
+               "1",     "--sched-per-step"} +
+         tiny_model() + tiny_data(8 * kSteps + 5);
+}
+
+void expect_equal_tensors(const std::string& a, const std::string& b) {
+  const Checkpoint x = load_checkpoint(a), y = load_checkpoint(b);
+  EXPECT_EQ(x.tensors.size(), y.tensors.size());
+  for (const auto& [name, t] : x.tensors) {
+    const auto it = y.tensors.find(name);
+    ASSERT_NE(it, y.tensors.end()) << name;
+    ASSERT_EQ(t.str(), it->second.str()) << name;
+    EXPECT_EQ(std::memcmp(t.view().data, it->second.view().data, t.bytes()), 0) << name << " differs";
+  }
+}
+
+/// metrics.jsonl without what depends on time.
+std::vector<nlohmann::json> events(const std::string& run) {
+  std::vector<nlohmann::json> all;
+  std::istringstream in(read_file(run + "/metrics.jsonl"));
+  for (std::string line; std::getline(in, line);) {
+    auto j = nlohmann::json::parse(line);
+    for (const char* key : {"t", "img_per_s", "data_wait", "mem_mib"}) j.erase(key);
+    all.push_back(j);
+  }
+  return all;
+}
+
+/// Rows of summary.csv without the speed.
+std::vector<Words> rows(const std::string& run) {
+  std::vector<Words> all;
+  std::istringstream in(read_file(run + "/summary.csv"));
+  for (std::string line; std::getline(in, line);) {
+    Words cells;
+    std::istringstream cell(line);
+    for (std::string c; std::getline(cell, c, ',');) cells.push_back(c);
+    cells.resize(8);
+    cells[6] = "";
+    all.push_back(cells);
+  }
+  return all;
+}
+
+void expect_equal_runs(const std::string& calm, const std::string& run) {
+  for (const char* file : {"last.safetensors", "last.state", "best.safetensors"}) {
+    SCOPED_TRACE(file);
+    expect_equal_tensors(calm + "/" + file, run + "/" + file);
+  }
+  const auto expected = events(calm), got = events(run);
+  EXPECT_EQ(expected.size(), size_t(kEpochs * (kSteps + 1)));
+  ASSERT_EQ(got.size(), expected.size());
+  for (size_t i = 0; i < got.size(); ++i) EXPECT_EQ(got[i], expected[i]);
+  EXPECT_EQ(rows(calm).size(), size_t(kEpochs + 1));
+  EXPECT_EQ(rows(run), rows(calm));
+}
+
+struct KillTest : testing::Test {
+  TempDir dir;
+  std::mt19937 random{20260301};
+  int pick(int n) { return int(random() % unsigned(n)); }
+
+  static Words in(const std::string& folder, const std::string& run) {
+    return {"--output", folder, "--run", run};
+  }
+  /// Threads, loader threads and checkpoint interval change no result, so every start has its own.
+  Words varied() {
+    return {"--threads",          std::to_string(1 + pick(3)), "--workers", std::to_string(pick(4)),
+            "--checkpoint-every", std::to_string(1 + pick(3))};
+  }
+  void calm_run(const Words& words) {
+    const Outcome r = lowbit_run(words + in(dir.path(), "calm"));
+    ASSERT_EQ(r.code, 0) << r.err;
+  }
+  /// Starts the run, lets it log a few steps, waits up to 25 ms and sends the signal.
+  Outcome disturbed(const Words& words, int signal, int after_lines) {
+    Process p(words);
+    EXPECT_TRUE(p.started());
+    const auto lines = [&] {
+      size_t n = 0, at = 0;
+      for (const std::string text = p.err_so_far(); (at = text.find("Train: ", at)) != text.npos; ++at) ++n;
+      return n;
+    };
+    while (p.running() && lines() < size_t(after_lines))
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    std::this_thread::sleep_for(std::chrono::microseconds(pick(8000)));
+    p.kill(signal);
+    return p.wait();
+  }
+  void kill_and_compare(const Words& words, int wanted) {
+    calm_run(words);
+    std::set<std::string> resumed;
+    for (int kills = 0, runs = 0; kills < wanted; ++runs) {
+      const std::string name = "run" + std::to_string(runs);
+      bool done = false;
+      while (!done && kills < wanted) {
+        const Outcome r = disturbed(words + varied() + in(dir.path(), name), SIGKILL, pick(25));
+        ASSERT_TRUE(r.code == -SIGKILL || r.code == 0) << r.code << "\n" << r.err;
+        for (const auto& line : r.err_lines())
+          if (line.starts_with("resumed after step ")) resumed.insert(line);
+        done = r.code == 0;
+        kills += !done;
+      }
+      if (!done) {
+        const Outcome last = lowbit_run(words + varied() + in(dir.path(), name));
+        ASSERT_EQ(last.code, 0) << last.err;
+      }
+      expect_equal_runs(dir / "calm", dir / name);
+    }
+    EXPECT_GE(resumed.size(), size_t(wanted / 3)) << "hardly any start continued in the middle";
+  }
+};
+
+TEST_F(KillTest, QuantizedTrainingIsKilledTenTimes) { kill_and_compare(quantized(), 10); }
+
+TEST_F(KillTest, AverageDropPathAndAccumulationAreContinued) { kill_and_compare(averaged(), 6); }
+
+TEST_F(KillTest, SignalsEndInACheckpoint) {
+  calm_run(quantized());
+  for (const int signal : {SIGTERM, SIGINT, SIGUSR1}) {
+    SCOPED_TRACE(signal);
+    const std::string name = "signal" + std::to_string(signal);
+    const Outcome r = disturbed(quantized() + in(dir.path(), name), signal, 5 + pick(60));
+    EXPECT_EQ(r.code, 75) << r.err;
+    EXPECT_EQ(r.out, "");
+    EXPECT_NE(r.err.find("stopped by signal SIG"), std::string::npos) << r.err;
+    const Outcome rest = lowbit_run(quantized() + varied() + in(dir.path(), name));
+    EXPECT_EQ(rest.code, 0) << rest.err;
+    EXPECT_NE(rest.err.find("resumed after step "), std::string::npos) << rest.err;
+    expect_equal_runs(dir / "calm", dir / name);
+  }
+}
+
+TEST_F(KillTest, TimeAndStepLimitsAreContinued) {
+  calm_run(quantized());
+  const Words here = in(dir.path(), "limited");
+  const Outcome time = lowbit_run(quantized() + Words{"--time-limit", "0:00:01", "--threads", "1"} + here);
+  EXPECT_TRUE(time.code == 75 || time.code == 0) << time.err;  // a fast machine needs less than a second
+  for (const char* steps : {"5", "60", "64"}) {
+    const Outcome r = lowbit_run(quantized() + Words{"--max-steps", steps} + here);
+    EXPECT_EQ(r.code, 0) << r.err;
+    EXPECT_NE(r.out.find("\"top1\": "), std::string::npos);
+  }
+  const Outcome r = lowbit_run(quantized() + here);
+  EXPECT_EQ(r.code, 0) << r.err;
+  for (const char* file : {"last.safetensors"})
+    expect_equal_tensors(dir / "calm/" + file, dir / "limited/" + file);
+  EXPECT_EQ(events(dir / "limited"), events(dir / "calm"));
+  EXPECT_EQ(rows(dir / "limited"), rows(dir / "calm"));
+
+  const std::string state = read_file(dir / "limited/last.state");
+  const Outcome again = lowbit_run(quantized() + here);
+  EXPECT_EQ(again.code, 0);
+  EXPECT_NE(again.err.find("is finished (90 steps): nothing to do"), std::string::npos) << again.err;
+  EXPECT_NE(again.out.find("\"steps\": 90"), std::string::npos) << again.out;
+  EXPECT_EQ(read_file(dir / "limited/last.state"), state);
+}
+
+TEST_F(KillTest, ChangedOptionsAreNamed) {
+  const Words here = in(dir.path(), "run");
+  ASSERT_EQ(lowbit_run(quantized() + Words{"--max-steps", "2"} + here).code, 0);
+  Words changed = quantized() + here + Words{"--lr", "1e-4"};
+  const Outcome r = lowbit_run(changed);
+  EXPECT_EQ(r.code, 0) << r.err;
+  EXPECT_NE(r.err.find("options differ from those that the run began with: --lr 5e-4 -> 1e-4\n"),
+            std::string::npos)
+      << r.err;
+}
+
+}  // namespace
+}  // namespace lowbit::test
