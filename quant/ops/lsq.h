@@ -181,16 +181,22 @@ extern KernelSlot<LsqBwdArgs> lsq_bwd;
 extern KernelSlot<LsqGatherArgs> lsq_gather;
 extern KernelSlot<LsqFinishArgs> lsq_finish;
 
+/// View::as() for device code.
+template <class T>
+LOWBIT_HD T* lsq_data(const View& v) {
+  return static_cast<T*>(v.data);
+}
+
 template <class T>
 LOWBIT_HD T lsq_at(const View& v, int64_t g) {
-  return v.as<T>()[g * v.stride[0]];
+  return lsq_data<T>(v)[g * v.stride[0]];
 }
 
 template <class T>
 LOWBIT_HD QParam<T> lsq_param(const LsqCall& c, int64_t g) {
-  const T* bounds = c.bounds.as<T>();
-  return {c.scale.as<T>()[g], c.offset.data ? c.offset.as<T>()[g] : T(0), bounds ? bounds[g] : T(c.lo),
-          bounds ? bounds[c.groups + g] : T(c.hi)};
+  const T* bounds = lsq_data<T>(c.bounds);
+  return {lsq_data<T>(c.scale)[g], c.offset.data ? lsq_data<T>(c.offset)[g] : T(0),
+          bounds ? bounds[g] : T(c.lo), bounds ? bounds[c.groups + g] : T(c.hi)};
 }
 
 /// Gradient of one element, stored; returns its summands. dx may be null.
@@ -206,29 +212,29 @@ LOWBIT_HD auto lsq_bwd_element(const T* x, const T* gy, T* dx, int64_t i, QParam
 
 template <class T>
 LOWBIT_HD void lsq_gather_group(const LsqGatherArgs& a, int64_t g) {
-  T s = lsq_at<T>(a.source, a.slots.as<int32_t>()[g]);
+  T s = lsq_at<T>(a.source, lsq_data<int32_t>(a.slots)[g]);
   if (a.grad_scale.data) {
     const T t = s * lsq_at<T>(a.grad_scale, g);
     s = (s - t) + t;
   }
-  a.out.as<T>()[g] = s;
+  lsq_data<T>(a.out)[g] = s;
 }
 
 /// Adds the groups' sums into their parameters, in increasing order. Outputs are zeroed before.
 template <class T>
 LOWBIT_HD void lsq_finish_all(const LsqFinishArgs& a) {
   const int64_t groups = a.sums.shape[1];
-  const T* const sum = a.sums.as<T>();
+  const T* const sum = lsq_data<T>(a.sums);
   for (int64_t g = 0; g < groups; ++g) {
-    const int64_t slot = a.slots.as<int32_t>()[g];
+    const int64_t slot = lsq_data<int32_t>(a.slots)[g];
     const T factor = a.grad_scale.data ? lsq_at<T>(a.grad_scale, g) : T(1);
-    if (a.dscale.data) a.dscale.as<T>()[slot] += factor * sum[g];
-    if (a.doffset.data) a.doffset.as<T>()[slot] += sum[groups + g] + sum[2 * groups + g];
+    if (a.dscale.data) lsq_data<T>(a.dscale)[slot] += factor * sum[g];
+    if (a.doffset.data) lsq_data<T>(a.doffset)[slot] += sum[groups + g] + sum[2 * groups + g];
     if (a.dnbits.data) {
-      const T lo = a.bounds.data ? a.bounds.as<T>()[g] : T(a.lo);
-      const T hi = a.bounds.data ? a.bounds.as<T>()[groups + g] : T(a.hi);
+      const T lo = a.bounds.data ? lsq_data<T>(a.bounds)[g] : T(a.lo);
+      const T hi = a.bounds.data ? lsq_data<T>(a.bounds)[groups + g] : T(a.hi);
       const T ln2 = T(0.693147180559945309);
-      a.dnbits.as<T>()[a.dnbits.shape[0] == 1 ? 0 : g] +=
+      lsq_data<T>(a.dnbits)[a.dnbits.shape[0] == 1 ? 0 : g] +=
           lsq_at<T>(a.scale, g) * ln2 * ((hi + T(1)) * sum[groups + g] + lo * sum[2 * groups + g]);
     }
   }

@@ -1,0 +1,148 @@
+#include "autograd/ops/launch.cuh"
+#include "quant/ops/lsq.h"
+#include "tensor/engine/column.cuh"
+#include "tensor/engine/reduce.cuh"
+
+namespace lowbit {
+namespace {
+
+constexpr int kThreads = 256;
+
+template <class Out>
+__global__ void forward_kernel(LsqCall c, Out* y, int64_t n, float shift) {
+  using Ste = UniformSte<MaskRule::clip_then_round>;  // all mask rules give the same levels
+  for (int64_t i = blockIdx.x * int64_t(kThreads) + threadIdx.x; i < n; i += int64_t(gridDim.x) * kThreads) {
+    const QParam<float> p = lsq_param<float>(c, i / c.inner % c.groups);
+    const float x = lsq_data<float>(c.x)[i];
+    if constexpr (sizeof(Out) == 4)
+      y[i] = Ste::fwd(x, p, RoundEven{}, i);
+    else
+      y[i] = Out(int32_t(Ste::level(x, p, RoundEven{}, i) - shift));
+  }
+}
+
+template <class Out>
+void forward_typed(const LsqFwdArgs& a, Stream stream) {
+  const int64_t n = a.c.x.numel();
+  if (n == 0) return;
+  const int64_t blocks = std::min<int64_t>(ceil_div(n, kThreads), 1 << 16);
+  forward_kernel<<<unsigned(blocks), kThreads, 0, cuda::handle(stream)>>>(a.c, a.y.as<Out>(), n,
+                                                                          float(a.shift));
+  cuda::check_launch("fake_quant_lsq.fwd");
+}
+
+void forward_cuda(const LsqFwdArgs& a, Stream stream) {
+  cuda::require_f32("fake_quant_lsq.fwd", a.c.x);
+  if (a.y.dtype == DType::f32)
+    forward_typed<float>(a, stream);
+  else if (a.y.dtype == DType::u8)
+    forward_typed<uint8_t>(a, stream);
+  else
+    forward_typed<int8_t>(a, stream);
+}
+
+/// Element i of the tensor; its group's parameters are read on the device.
+template <MaskRule M, bool Edges>
+struct Element {
+  LsqCall c;
+  const float* gy;
+  float* dx;
+  TieWeights<float> tie;
+  LOWBIT_HD auto at(int64_t i, int64_t g) const {
+    return lsq_bwd_element<M, Edges>(lsq_data<float>(c.x), gy, dx, i, lsq_param<float>(c, g), tie);
+  }
+  LOWBIT_HD auto operator()(int64_t i) const { return at(i, 0); }                            // one group
+  LOWBIT_HD auto operator()(int64_t o, int64_t g) const { return at(o * c.groups + g, g); }  // columns
+};
+
+/// One run of elements that share a group.
+template <MaskRule M, bool Edges>
+struct Run {
+  Element<M, Edges> e;
+  float* partial;
+  template <class Row>
+  LOWBIT_HD void operator()(const Row& row, int64_t r) const {
+    const Element<M, Edges> element = e;
+    const int64_t inner = e.c.inner, runs = e.c.outer * e.c.groups, group = r % e.c.groups;
+    float* const to = partial + r;
+    const auto s = row.sum(inner, [=](int64_t i) { return element.at(r * inner + i, group); });
+    row.once([=] {
+      if constexpr (Edges)
+        to[0] = s[0], to[runs] = s[1], to[2 * runs] = s[2];
+      else
+        to[0] = s, to[runs] = to[2 * runs] = 0;
+    });
+  }
+};
+
+struct RunSum {
+  const float* partial;
+  int64_t groups, runs;
+  LOWBIT_HD Pack<float, 3> operator()(int64_t o, int64_t g) const {
+    const float* const from = partial + o * groups + g;
+    return {{from[0], from[runs], from[2 * runs]}};
+  }
+};
+
+template <MaskRule M, bool Edges>
+void backward_masked(const LsqBwdArgs& a, Stream stream) {
+  const LsqCall& c = a.c;
+  const int64_t groups = c.groups, runs = c.outer * groups;
+  const Element<M, Edges> e{c, a.gy.as<float>(), a.dx.as<float>(), TieWeights<float>::of(c.ties)};
+  float *const sums = a.sums.as<float>(), *const partial = a.partial.as<float>(),
+               *const work = partial + 3 * runs;
+  if (c.inner == 1 && groups > 1) {
+    const Element<M, true> all{e.c, e.gy, e.dx, e.tie};
+    cuda::columns(c.outer, groups, all, work, stream, sums, sums + groups, sums + 2 * groups);
+  } else if (runs == 1) {
+    cuda::sum(c.inner, e, sums, work, stream);
+  } else {
+    cuda::rows(runs, c.inner, Run<M, Edges>{e, partial}, stream);
+    cuda::columns(c.outer, groups, RunSum{partial, groups, runs}, work, stream, sums, sums + groups,
+                  sums + 2 * groups);
+  }
+}
+
+template <MaskRule M>
+void backward_ruled(const LsqBwdArgs& a, Stream stream) {
+  if (a.edges)
+    backward_masked<M, true>(a, stream);
+  else
+    backward_masked<M, false>(a, stream);
+}
+
+void backward_cuda(const LsqBwdArgs& a, Stream stream) {
+  cuda::require_f32("fake_quant_lsq.bwd", a.gy);
+  switch (a.c.mask) {
+    case MaskRule::clip_then_round:
+      return backward_ruled<MaskRule::clip_then_round>(a, stream);
+    case MaskRule::round_then_clip:
+      return backward_ruled<MaskRule::round_then_clip>(a, stream);
+    case MaskRule::pass_through:
+      return backward_ruled<MaskRule::pass_through>(a, stream);
+  }
+}
+
+__global__ void gather_kernel(LsqGatherArgs a) {
+  const int64_t g = blockIdx.x * int64_t(kThreads) + threadIdx.x;
+  if (g < a.out.shape[0]) lsq_gather_group<float>(a, g);
+}
+void gather_cuda(const LsqGatherArgs& a, Stream stream) {
+  gather_kernel<<<unsigned(ceil_div(a.out.shape[0], kThreads)), kThreads, 0, cuda::handle(stream)>>>(a);
+  cuda::check_launch("fake_quant_lsq.scale");
+}
+
+/// One thread: groups may share a parameter, and their order of addition is part of the contract.
+__global__ void finish_kernel(LsqFinishArgs a) { lsq_finish_all<float>(a); }
+void finish_cuda(const LsqFinishArgs& a, Stream stream) {
+  finish_kernel<<<1, 1, 0, cuda::handle(stream)>>>(a);
+  cuda::check_launch("fake_quant_lsq.finish");
+}
+
+const CudaKernel<LsqFwdArgs> forward(lsq_fwd, forward_cuda);
+const CudaKernel<LsqBwdArgs> backward(lsq_bwd, backward_cuda);
+const CudaKernel<LsqGatherArgs> gather(lsq_gather, gather_cuda);
+const CudaKernel<LsqFinishArgs> finish(lsq_finish, finish_cuda);
+
+}  // namespace
+}  // namespace lowbit
