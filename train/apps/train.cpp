@@ -73,6 +73,8 @@ std::optional<RunCheckpoints::Resume> find_checkpoint(const Options& o, std::str
   const std::string& from = o.text("resume");
   if (from == "none" || (from == "auto" && o.text("run").empty())) return std::nullopt;
   folder = from == "auto" ? (std::filesystem::path(o.text("output")) / o.text("run")).string() : from;
+  if (std::filesystem::is_regular_file(folder))  // one of its checkpoint files
+    folder = std::filesystem::absolute(folder).parent_path().string();
   LOWBIT_CHECK(from == "auto" || std::filesystem::is_directory(folder), io, "resume", "'", folder,
                "' is no run folder; --resume takes auto, none or the folder of a run");
   auto found = RunCheckpoints(folder).load_last();

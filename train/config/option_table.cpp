@@ -99,7 +99,7 @@ constexpr OptionSpec kOptions[] = {
     // ---- Output
     {"output", output, text, kTrain, "runs", "DIR", "parent of the run folders", {.source = "timm", .aliases = "output-dir", .letter = 'o'}},
     {"run", output, text, kTrain, "", "NAME", "name of the run folder, needed to continue a run; empty: a new one named after time and model", {.aliases = "experiment run-name"}},
-    {"resume", output, text, kTrain, "auto", "WHAT", "auto (continue when the folder of --run holds a checkpoint), none, or another run folder to continue from"},
+    {"resume", output, text, kTrain, "auto", "WHAT", "auto (continue when the folder of --run holds a checkpoint), none, or another run folder (or its last.state) to continue from"},
     {"log-every", output, integer, kRunVerbs, "50", "steps", "steps between full log lines", {.source = "timm", .aliases = "log-interval logging-steps print-freq", .lo = 1}},
     {"checkpoint-every", output, integer, kTrain, "0", "steps", "steps between checkpoints; 0: only after every epoch", {.aliases = "save-steps", .lo = 0}},
     {"keep", output, integer, kTrain, "1", "files", "how many checkpoint-<epoch> files to keep; 0: all", {.source = "timm --checkpoint-hist", .aliases = "checkpoint-hist save-total-limit", .lo = 0, .hi = 1e6}},

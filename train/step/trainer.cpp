@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <filesystem>
 
 #include "autograd/core/node.h"
 #include "autograd/ops/broadcast.h"
@@ -365,6 +366,8 @@ bool Trainer::finish(bool whole_epoch, const StopRequest& stop) {
 
 TrainOutcome Trainer::run(const std::string& folder, const StopRequest& stop) {
   checkpoints_.emplace(folder, int(o_.integer("keep")));
+  // A run continued in another folder has no best weights there yet.
+  if (!std::filesystem::exists(checkpoints_->path("best.safetensors"))) outcome_.best_top1 = -1;
   RunLogOptions r;
   r.folder = folder, r.tensorboard = o_.flag("tensorboard"), r.resume_epoch = epoch_, r.resume_step = step_;
   run_log_.emplace(r);

@@ -180,6 +180,19 @@ TEST_F(KillTest, TimeAndStepLimitsAreContinued) {
   EXPECT_EQ(read_file(dir / "limited/last.state"), state);
 }
 
+TEST_F(KillTest, ARunIsContinuedInAnotherFolder) {
+  calm_run(quantized());
+  ASSERT_EQ(lowbit_run(quantized() + Words{"--max-steps", "70"} + in(dir.path(), "first")).code, 0);
+  for (const std::string& from : {dir / "first", dir / "first/last.state"}) {
+    const std::string name = from == dir / "first" ? "second" : "third";
+    const Outcome r = lowbit_run(quantized() + Words{"--resume", from} + in(dir.path(), name));
+    EXPECT_EQ(r.code, 0) << r.err;
+    EXPECT_NE(r.err.find("resumed after step 70\n"), std::string::npos) << r.err;
+    expect_equal_tensors(dir / "calm/last.safetensors", dir / (name + "/last.safetensors"));
+    EXPECT_EQ(read_file(dir / (name + "/best.safetensors")).empty(), false);
+  }
+}
+
 TEST_F(KillTest, ChangedOptionsAreNamed) {
   const Words here = in(dir.path(), "run");
   ASSERT_EQ(lowbit_run(quantized() + Words{"--max-steps", "2"} + here).code, 0);
