@@ -26,7 +26,9 @@ build: setup
 test: build
 	$(call ctest,$(PRESET)) $(CTEST_ARGS)
 
-demo: build
+# Only the program: a newcomer does not wait for the tests to compile.
+demo: setup
+	$(call configure,$(PRESET)) && cmake --build build/$(PRESET) -j $(JOBS) --target lowbit
 	tools/demo build/$(PRESET)/lowbit
 
 asan: setup

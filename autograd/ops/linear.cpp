@@ -198,7 +198,7 @@ Variable linear(const Variable& x, const Variable& w, const Variable& b) {
   shape.set(-1, w.size(0));
   Tensor y = Tensor::empty(shape, x.dtype(), x.device()), rows = flat_rows(y);
   const Operand xi = operand(x, flat_rows), wi = operand(w, [](const Tensor&t) { return t; });
-  product_nt(rows, xi, wi, b.defined() ? b.data() : Tensor{}, 1);
+  product_nt(rows, xi, wi, b.defined() ? b.data().packed() : Tensor{}, 1);
   std::shared_ptr<LinearNode> node;
   if (needs_grad({x, w, b})) {
     node = std::make_shared<LinearNode>();
