@@ -25,7 +25,8 @@ if(LOWBIT_WERROR)
 endif()
 if(SANITIZE)
   string(REPLACE ";" "," _san "${SANITIZE}")
-  target_compile_options(lowbit_flags INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-fsanitize=${_san} -fno-omit-frame-pointer -fno-sanitize-recover=all>)
+  target_compile_options(lowbit_flags INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-fsanitize=${_san} -fno-omit-frame-pointer -fno-sanitize-recover=all
+      -Wno-maybe-uninitialized>)   # false alarms in the standard headers
   target_link_options(lowbit_flags INTERFACE -fsanitize=${_san})
 endif()
 target_include_directories(lowbit_flags INTERFACE ${PROJECT_SOURCE_DIR})
