@@ -73,6 +73,14 @@ init = vvtq
 offset = ${offset}
 state = quant
 
+[head_dist_in]
+quantizer = lsq
+bits = ${edge_bits}
+gradient_scale = numel_over_qp
+init = vvtq
+offset = ${offset}
+state = quant_dist
+
 [(patch_embed\.proj|head|head_dist)\.weight]
 inherit = yes
 bits = ${edge_bits}
@@ -82,24 +90,20 @@ constexpr char kLsq[] = R"(
 [.*\.weight]
 quantizer = lsq
 bits = ${wbits}
-clamp = no
 state = .
 
 [.*\.attn\.(in|q|k|v|context)|.*\.mlp\.in]
 quantizer = lsq
 bits = ${abits}
-clamp = no
 
 [.*\.attn\.probs|.*\.mlp\.hidden]
 quantizer = lsq
 bits = ${abits}
-clamp = no
 signed = no
 
-[patch_embed\.in|head_in]
+[patch_embed\.in|head_in|head_dist_in]
 quantizer = lsq
 bits = ${edge_bits}
-clamp = no
 
 [(patch_embed\.proj|head|head_dist)\.weight]
 inherit = yes
@@ -110,29 +114,25 @@ constexpr char kLsqPlus[] = R"(
 [.*\.weight]
 quantizer = lsq
 bits = ${wbits}
-clamp = no
 init = lsq+
 state = .
 
 [.*\.attn\.(in|q|k|v|context)|.*\.mlp\.in]
 quantizer = lsq
 bits = ${abits}
-clamp = no
 offset = yes
 init = mse
 
 [.*\.attn\.probs|.*\.mlp\.hidden]
 quantizer = lsq
 bits = ${abits}
-clamp = no
 signed = no
 offset = yes
 init = mse
 
-[patch_embed\.in|head_in]
+[patch_embed\.in|head_in|head_dist_in]
 quantizer = lsq
 bits = ${edge_bits}
-clamp = no
 offset = yes
 init = mse
 
@@ -152,7 +152,7 @@ quantizer = minmax
 bits = ${abits}
 symmetric = no
 
-[patch_embed\.in|head_in]
+[patch_embed\.in|head_in|head_dist_in]
 quantizer = minmax
 bits = ${edge_bits}
 symmetric = no

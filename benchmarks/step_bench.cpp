@@ -1,0 +1,72 @@
+// Training steps of whole models: float, W4A4 and W4A4 with recomputation.
+//   step_bench [--seconds S] [--batch N] [--model NAME]      one JSON line for each, then a table
+//   LOWBIT_THREADS=1 step_bench                              one thread
+
+#include <cstdio>
+#include <cstdlib>
+#include <string>
+#include <vector>
+
+#include "quant/scheme/scheme.h"
+#include "tensor/core/thread_pool.h"
+#include "train/apps/run_main.h"
+#include "train/step/bench.h"
+#include "train/step/summary.h"
+
+namespace lowbit {
+namespace {
+
+struct Variant {
+  const char* name;
+  const char* scheme;  // null: float
+  bool recompute;
+};
+
+int run(const std::vector<std::string>& args) {
+  std::string model_name = "deit_tiny_patch16_224";
+  double seconds = 5;
+  int64_t batch = 8;
+  for (size_t i = 0; i + 1 < args.size(); i += 2) {
+    if (args[i] == "--model")
+      model_name = args[i + 1];
+    else if (args[i] == "--seconds")
+      seconds = std::atof(args[i + 1].c_str());
+    else if (args[i] == "--batch")
+      batch = std::atoll(args[i + 1].c_str());
+    else
+      fail(ErrorKind::usage, "step_bench", "unknown option " + args[i]);
+  }
+  LOWBIT_CHECK(args.size() % 2 == 0 && batch > 0 && seconds > 0, usage, "step_bench",
+               "options take positive values");
+  std::string table;
+  for (const Variant& v : {Variant{"float", nullptr, false},
+                           {"W4A4 lsq", "lsq", false},
+                           {"W4A4 lsq, recompute", "lsq", true},
+                           {"W4A4 vvtq", "vvtq", false}}) {
+    VisionTransformer model(vit_config(model_name), 0);
+    if (v.scheme) install(model, load_scheme(v.scheme, {}));
+    model.recompute_blocks = v.recompute;
+    const StepTiming t = time_steps(model, batch, seconds);
+    std::printf(
+        "{\"model\": \"%s\", \"variant\": \"%s\", \"batch\": %lld, \"threads\": %d, \"forward_s\": %.5f, "
+        "\"backward_s\": %.5f, "
+        "\"optimizer_s\": %.5f, \"eval_s\": %.5f, \"saved_bytes\": %zu, \"peak_bytes\": %zu}\n",
+        model_name.c_str(), v.name, static_cast<long long>(batch), threads(), t.forward, t.backward,
+        t.optimizer, t.eval, t.saved_bytes, t.peak_bytes);
+    char line[200];
+    std::snprintf(line, sizeof line, "%-22s %9.1f %9.1f %9.1f %11.2f %12s %12s\n", v.name, 1e3 * t.forward,
+                  1e3 * t.backward, 1e3 * t.optimizer, double(batch) / t.step(),
+                  bytes_text(double(t.saved_bytes)).c_str(), bytes_text(double(t.peak_bytes)).c_str());
+    table += line;
+  }
+  std::printf("%-22s %9s %9s %9s %11s %12s %12s\n%s", "variant", "fwd ms", "bwd ms", "opt ms", "train img/s",
+              "saved", "peak", table.c_str());
+  return kExitSuccess;
+}
+
+}  // namespace
+}  // namespace lowbit
+
+int main(int argc, char** argv) {
+  return lowbit::exit_code_of([&] { return lowbit::run({argv + 1, argv + argc}); });
+}
