@@ -10,7 +10,9 @@
 namespace {
 /// Above what any image within the limits needs (GIF keeps four bytes a pixel three times, each on its own).
 constexpr size_t kMaxAllocation = size_t(4) * size_t(lowbit::kMaxImagePixels) + (size_t(1) << 20);
-void* bounded_malloc(size_t n) { return n > kMaxAllocation ? nullptr : std::malloc(n); }
+/// Zeroed: up to version 2.27 the decoder's tables are not initialised, and a scan that names a missing table
+/// read them.
+void* bounded_malloc(size_t n) { return n > kMaxAllocation ? nullptr : std::calloc(1, n); }
 void* bounded_realloc(void* p, size_t n) { return n > kMaxAllocation ? nullptr : std::realloc(p, n); }
 }  // namespace
 
