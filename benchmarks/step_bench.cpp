@@ -1,5 +1,5 @@
 // Training steps of whole models: float, W4A4 and W4A4 with recomputation.
-//   step_bench [--seconds S] [--batch N] [--model NAME]      one JSON line for each, then a table
+//   step_bench [--seconds S] [--batch N] [--model NAME] [--variant NAME]    one JSON line each, then a table
 //   LOWBIT_THREADS=1 step_bench                              one thread
 
 #include <cstdio>
@@ -23,12 +23,14 @@ struct Variant {
 };
 
 int run(const std::vector<std::string>& args) {
-  std::string model_name = "deit_tiny_patch16_224";
+  std::string model_name = "deit_tiny_patch16_224", only;
   double seconds = 5;
   int64_t batch = 8;
   for (size_t i = 0; i + 1 < args.size(); i += 2) {
     if (args[i] == "--model")
       model_name = args[i + 1];
+    else if (args[i] == "--variant")
+      only = args[i + 1];
     else if (args[i] == "--seconds")
       seconds = std::atof(args[i + 1].c_str());
     else if (args[i] == "--batch")
@@ -43,6 +45,7 @@ int run(const std::vector<std::string>& args) {
                            {"W4A4 lsq", "lsq", false},
                            {"W4A4 lsq, recompute", "lsq", true},
                            {"W4A4 vvtq", "vvtq", false}}) {
+    if (!only.empty() && only != v.name) continue;
     VisionTransformer model(vit_config(model_name), 0);
     if (v.scheme) install(model, load_scheme(v.scheme, {}));
     model.recompute_blocks = v.recompute;
