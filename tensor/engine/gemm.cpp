@@ -16,7 +16,6 @@ int64_t gemm_k_block(int64_t k) {
 
 namespace {
 
-using detail::BatchIndex;
 using detail::Blocking;
 using Strides = GemmOperand::Strides;
 
@@ -241,43 +240,48 @@ Shape gemm_batch_shape(const char* op, const GemmInput& a, const GemmInput& b) {
   return broadcast_shapes(op, leading(a.values()), leading(b.values()));
 }
 
-void gemm(Tensor& out, const GemmInput& a, const GemmInput& b, const Tensor& bias, double alpha,
-          double beta) {
-  constexpr const char* op = "gemm";
-  a.check(op), b.check(op);
-  LOWBIT_CHECK(a.cols() == b.rows(), shape, op, "columns of a must equal rows of b (got ", a.str(), " and ",
-               b.str(), ")");
+void detail::set_product(const char* op, ProductArgs& g, Tensor& out, DType t, const GemmInput& a,
+                         const GemmInput& b, const Tensor& bias) {
   Shape expected = gemm_batch_shape(op, a, b);
   const int batch_dims = expected.ndim();
   expected.append(a.rows());
   expected.append(b.cols());
-  LOWBIT_CHECK(out.defined() && out.shape() == expected, shape, op, "output must be ", expected.str(),
-               " (got ", out.defined() ? out.str() : "an undefined tensor", " for ", a.str(), " and ",
-               b.str(), ")");
-  const DType t = out.dtype();
-  const auto fits = [&](const GemmInput& x) { return x.coded() ? t == DType::f32 : x.values().dtype() == t; };
-  LOWBIT_CHECK((t == DType::f32 || t == DType::f64) && fits(a) && fits(b), dtype, op,
-               "operands and output must all be f32 or all f64; codes need f32 (got ", a.str(), ", ", b.str(),
-               " and ", out.str(), ")");
+  LOWBIT_CHECK(out.defined() && out.shape() == expected && out.dtype() == t, shape, op, "output must be ",
+               expected.str(), " ", dtype_name(t), " (got ",
+               out.defined() ? out.str() : "an undefined tensor", " for ", a.str(), " and ", b.str(), ")");
   LOWBIT_CHECK(!bias.defined() || (bias.dtype() == t && bias.shape() == Shape{b.cols()} && bias.contiguous()),
-               shape, op, "bias must be a contiguous [", b.cols(), "] of the output's dtype (got ",
+               shape, op, "bias must be a contiguous ", dtype_name(t), " [", b.cols(), "] (got ",
                bias.defined() ? bias.str() : "", ")");
-  LOWBIT_CHECK(a.values().device() == out.device() && b.values().device() == out.device(), device, op,
-               "operands and output must be on one device (got ", a.str(), ", ", b.str(), " and ", out.str(),
-               ")");
-
-  GemmArgs g;
+  const Device d = out.device();
+  LOWBIT_CHECK(
+      a.values().device() == d && b.values().device() == d && (!bias.defined() || bias.device() == d), device,
+      op, "operands and output must be on one device (got ", a.str(), ", ", b.str(), " and ", out.str(), ")");
   g.m = a.rows(), g.n = b.cols(), g.k = a.cols();
   g.a = a.operand(batch_dims, true);
   g.b = b.operand(batch_dims, false);
   const View c = out.mutable_view();
   g.c = c.data, g.c_dtype = t;
   g.c_row = c.stride[batch_dims], g.c_col = c.stride[batch_dims + 1];
-  for (int d = 0; d < batch_dims; ++d) {
-    g.batch[kMaxBatchDims - batch_dims + d] = c.shape[d];
-    g.c_batch[kMaxBatchDims - batch_dims + d] = c.stride[d];
+  for (int i = 0; i < batch_dims; ++i) {
+    g.batch[kMaxBatchDims - batch_dims + i] = c.shape[i];
+    g.c_batch[kMaxBatchDims - batch_dims + i] = c.stride[i];
   }
   g.bias = bias.defined() ? bias.view().data : nullptr;
+}
+
+void gemm(Tensor& out, const GemmInput& a, const GemmInput& b, const Tensor& bias, double alpha,
+          double beta) {
+  constexpr const char* op = "gemm";
+  a.check(op), b.check(op);
+  LOWBIT_CHECK(a.cols() == b.rows(), shape, op, "columns of a must equal rows of b (got ", a.str(), " and ",
+               b.str(), ")");
+  const auto type = [](const GemmInput& x) { return x.coded() ? DType::f32 : x.values().dtype(); };
+  const DType t = type(a);
+  LOWBIT_CHECK((t == DType::f32 || t == DType::f64) && type(b) == t, dtype, op,
+               "operands and output must all be f32 or all f64; codes need f32 (got ", a.str(), " and ",
+               b.str(), ")");
+  GemmArgs g;
+  detail::set_product(op, g, out, t, a, b, bias);
   g.alpha = alpha, g.beta = beta;
   gemm_kernel(g, out.device());
 }

@@ -13,6 +13,7 @@
 #include "tensor/core/coded.h"
 #include "tensor/core/kernel_slot.h"
 #include "tensor/core/tensor.h"
+#include "tensor/hd/macros.h"
 
 namespace lowbit {
 
@@ -34,17 +35,33 @@ struct GemmOperand {
   int lo = -128, hi = 255;  ///< bounds of the codes
 };
 
-struct GemmArgs {
+/// What float and integer products share.
+struct ProductArgs {
   int64_t m = 0, n = 0, k = 0;
   int64_t batch[kMaxBatchDims] = {1, 1, 1};
   GemmOperand a, b;
-  void* c = nullptr;  ///< f32, or f64 with f64 operands
+  void* c = nullptr;
   DType c_dtype = DType::f32;
   int64_t c_row = 0, c_col = 1, c_batch[kMaxBatchDims] = {};
   const void* bias = nullptr;  ///< [n], contiguous, of C's dtype; or null
-  double alpha = 1, beta = 0;
+  double alpha = 1;
+};
+struct GemmArgs : ProductArgs {  ///< C f32, or f64 with f64 operands
+  double beta = 0;
 };
 extern KernelSlot<GemmArgs> gemm_kernel;
+
+/// Position in the batch dimensions.
+struct BatchIndex {
+  int64_t i[kMaxBatchDims];
+  LOWBIT_HD static BatchIndex of(const ProductArgs& g, int64_t flat) {
+    const int64_t rest = flat / g.batch[2];
+    return {{rest / g.batch[1], rest % g.batch[1], flat % g.batch[2]}};
+  }
+  LOWBIT_HD int64_t offset(const int64_t (&stride)[kMaxBatchDims]) const {
+    return i[0] * stride[0] + i[1] * stride[1] + i[2] * stride[2];
+  }
+};
 
 /// A tensor or codes as an operand [..., rows, cols]; t() swaps the last two dimensions without a copy.
 class GemmInput {

@@ -1,77 +1,109 @@
-// Float products on CUDA: one thread per element, the summation order of gemm.h written out, so that the bits
-// are those of the CPU kernels. It is the plain version that cuBLASLt kernels will be compared with; integer
-// products have no CUDA kernel yet.
+// Float products on CUDA: tiles of floats in shared memory, codes dequantized on the way there, and the
+// summation order of gemm.h written out, so that the bits are those of the CPU kernels. It is the plain
+// version that cuBLASLt kernels will be compared with.
 
-#include "tensor/core/cuda_runtime.cuh"
-#include "tensor/engine/gemm.h"
+#include "tensor/engine/gemm.cuh"
 #include "tensor/hd/math.h"
 
 namespace lowbit {
 namespace {
 
-constexpr int kTile = 16;
+using cuda::kProductThreads;
+using cuda::kProductTile;
 
-/// First element of an operand for one position of the batch, in elements.
-__device__ int64_t batch_offset(const GemmOperand::Strides& s, const int64_t (&index)[kMaxBatchDims]) {
-  int64_t offset = 0;
-  for (int d = 0; d < kMaxBatchDims; ++d) offset += index[d] * s.batch[d];
-  return offset;
-}
+constexpr int kDepth = 16;  // consecutive k in shared memory
+constexpr int kSide = 16;   // threads along each side of a tile
+constexpr int kOwn = kProductTile / kSide;
+static_assert(kSide * kSide == kProductThreads);
 
-struct Line {
+/// Lines [first, first + kProductTile) of an operand in one batch.
+struct Lines {
   const GemmOperand* op;
-  int64_t data, scale, offset;  ///< element numbers of the line's start
+  int64_t data, scale, offset, count;  ///< element numbers of the first line
 
-  __device__ Line(const GemmOperand& o, const int64_t (&index)[kMaxBatchDims], int64_t row)
+  __device__ Lines(const GemmOperand& o, const BatchIndex& i, int64_t first, int64_t lines)
       : op(&o),
-        data(batch_offset(o.stride, index) + row * o.stride.row),
-        scale(batch_offset(o.scale_stride, index) + row * o.scale_stride.row),
-        offset(batch_offset(o.offset_stride, index) + row * o.offset_stride.row) {}
+        data(i.offset(o.stride.batch) + first * o.stride.row),
+        scale(i.offset(o.scale_stride.batch) + first * o.scale_stride.row),
+        offset(i.offset(o.offset_stride.batch) + first * o.offset_stride.row),
+        count(lines - first) {}
 
-  __device__ float at(int64_t k) const {
-    const int64_t i = data + k * op->stride.k;
+  __device__ float at(int64_t line, int64_t k) const {
+    const int64_t i = data + line * op->stride.row + k * op->stride.k;
     if (op->dtype == DType::f32) return static_cast<const float*>(op->data)[i];
     const float code = op->dtype == DType::u8 ? float(static_cast<const uint8_t*>(op->data)[i])
                                               : float(static_cast<const int8_t*>(op->data)[i]);
-    const float v = op->scale[scale + k * op->scale_stride.k] * (code + float(op->shift));
-    return op->offset ? v + op->offset[offset + k * op->offset_stride.k] : v;
+    const float a = op->scale[scale + line * op->scale_stride.row + k * op->scale_stride.k];
+    const float v = a * (code + float(op->shift));
+    return op->offset ? v + op->offset[offset + line * op->offset_stride.row + k * op->offset_stride.k] : v;
+  }
+  /// Elements [begin, end) of all lines; neighbouring threads read neighbouring elements.
+  __device__ void stage(int64_t begin, int64_t end, float (&to)[kDepth][kProductTile + 1]) const {
+    const bool along_k = op->stride.k == 1;
+    for (int t = int(threadIdx.x); t < kDepth * kProductTile; t += kProductThreads) {
+      const int line = along_k ? t / kDepth : t % kProductTile, k = along_k ? t % kDepth : t / kProductTile;
+      to[k][line] = line < count && begin + k < end ? at(line, begin + k) : 0.f;
+    }
   }
 };
 
-__global__ void gemm_kernel_cuda(GemmArgs a, int64_t block) {
-  const int64_t n = int64_t(blockIdx.x) * kTile + threadIdx.x, m = int64_t(blockIdx.y) * kTile + threadIdx.y;
-  if (m >= a.m || n >= a.n) return;
-  int64_t index[kMaxBatchDims], rest = blockIdx.z;
-  for (int d = kMaxBatchDims - 1; d >= 0; --d) {
-    index[d] = rest % a.batch[d];
-    rest /= a.batch[d];
-  }
-  int64_t at = m * a.c_row + n * a.c_col;
-  for (int d = 0; d < kMaxBatchDims; ++d) at += index[d] * a.c_batch[d];
-  float* const c = static_cast<float*>(a.c) + at;
-  const Line x(a.a, index, m), y(a.b, index, n);
-  const float alpha = float(a.alpha);
-  bool started = a.beta != 0;
-  float value = started ? float(a.beta) * *c : 0.f;
-  for (int64_t begin = 0; begin < a.k || !started; begin += block) {
-    float sum = 0;
-    const int64_t end = begin + block < a.k ? begin + block : a.k;
-    for (int64_t k = begin; k < end; ++k) sum = math::fma(x.at(k), y.at(k), sum);
-    value = started ? math::fma(alpha, sum, value) : alpha * sum;
+/// `block`: length of the K blocks of the summation order.
+__global__ void __launch_bounds__(kProductThreads)
+    gemm_kernel_cuda(const __grid_constant__ GemmArgs g, int64_t block) {
+  __shared__ float as[kDepth][kProductTile + 1], bs[kDepth][kProductTile + 1];
+  const cuda::ProductTile at(g);
+  const Lines a(g.a, at.batch, at.m, g.m), b(g.b, at.batch, at.n, g.n);
+  const int tx = int(threadIdx.x) % kSide, ty = int(threadIdx.x) / kSide;
+  const float alpha = float(g.alpha);
+  float* const c = static_cast<float*>(g.c) + at.batch.offset(g.c_batch);
+  const auto each = [&](auto f) {
+#pragma unroll
+    for (int r = 0; r < kOwn; ++r)
+#pragma unroll
+      for (int j = 0; j < kOwn; ++j) {
+        const int64_t m = at.m + ty + r * kSide, n = at.n + tx + j * kSide;
+        f(r, j, m, n, m < g.m && n < g.n);
+      }
+  };
+  float value[kOwn][kOwn] = {};
+  bool started = g.beta != 0;
+  if (started)
+    each([&](int r, int j, int64_t m, int64_t n, bool inside) {
+      if (inside) value[r][j] = float(g.beta) * c[m * g.c_row + n * g.c_col];
+    });
+  for (int64_t begin = 0; begin < g.k || !started; begin += block) {
+    float sum[kOwn][kOwn] = {};
+    const int64_t end = begin + block < g.k ? begin + block : g.k;
+    for (int64_t k0 = begin; k0 < end; k0 += kDepth) {
+      a.stage(k0, end, as);
+      b.stage(k0, end, bs);
+      __syncthreads();
+      const int depth = end - k0 < kDepth ? int(end - k0) : kDepth;  // a padded fma could turn −0 into 0
+#pragma unroll 4
+      for (int k = 0; k < depth; ++k)
+        each([&](int r, int j, int64_t, int64_t, bool) {
+          sum[r][j] = math::fma(as[k][ty + r * kSide], bs[k][tx + j * kSide], sum[r][j]);
+        });
+      __syncthreads();
+    }
+    each([&](int r, int j, int64_t, int64_t, bool) {
+      value[r][j] = started ? math::fma(alpha, sum[r][j], value[r][j]) : alpha * sum[r][j];
+    });
     started = true;
   }
-  *c = a.bias ? value + static_cast<const float*>(a.bias)[n] : value;
+  each([&](int r, int j, int64_t m, int64_t n, bool inside) {
+    if (inside)
+      c[m * g.c_row + n * g.c_col] =
+          g.bias ? value[r][j] + static_cast<const float*>(g.bias)[n] : value[r][j];
+  });
 }
 
-void gemm_cuda(const GemmArgs& a, Stream stream) {
-  LOWBIT_CHECK(a.c_dtype == DType::f32, dtype, "gemm", "dtype must be f32 on cuda (got ",
-               dtype_name(a.c_dtype), ")");
-  const int64_t batch = a.batch[0] * a.batch[1] * a.batch[2];
-  if (a.m == 0 || a.n == 0 || batch == 0) return;
-  LOWBIT_CHECK(batch <= 65535 && a.m <= 65535 * int64_t(kTile), shape, "gemm",
-               "too large for the cuda kernel (got m=", a.m, ", batch=", batch, ")");
-  const dim3 grid(unsigned((a.n + kTile - 1) / kTile), unsigned((a.m + kTile - 1) / kTile), unsigned(batch));
-  gemm_kernel_cuda<<<grid, dim3(kTile, kTile), 0, cuda::handle(stream)>>>(a, gemm_k_block(a.k));
+void gemm_cuda(const GemmArgs& g, Stream stream) {
+  LOWBIT_CHECK(g.c_dtype == DType::f32, dtype, "gemm", "dtype must be f32 on cuda (got ",
+               dtype_name(g.c_dtype), ")");
+  const unsigned blocks = cuda::product_blocks("gemm", g);
+  if (blocks == 0) return;
+  gemm_kernel_cuda<<<blocks, kProductThreads, 0, cuda::handle(stream)>>>(g, gemm_k_block(g.k));
   cuda::check_launch("gemm");
 }
 

@@ -4,27 +4,22 @@
 #include <limits>
 #include <utility>
 
+#include "tensor/engine/coded_terms.h"
 #include "tensor/engine/gemm_pack.h"
 
 namespace lowbit {
 
 namespace {
 
-using detail::BatchIndex;
 using detail::Blocking;
+using detail::CodedPlan;
 using detail::ColInfo;
+using detail::ColTerms;
 using detail::IntOut;
 using detail::kPanel;
+using detail::Packing;
 using detail::RowInfo;
-
-/// Packed bytes of an operand and the constant that turns them back into P or R.
-struct Packing {
-  int zero;        // packed = code − zero
-  double shift;    // value  = packed + shift
-  int max_packed;  // bound of |packed|
-  double max_value;
-  int factor;  // 1, or 2 for half-integer values; 0 when factor · value is no integer
-};
+using detail::RowTerms;
 
 Packing packing(const GemmOperand& o, bool unsigned_bytes, bool plain) {
   const int zero = unsigned_bytes ? std::min(o.lo, 0) : o.hi > 127 ? 128 : 0;
@@ -50,6 +45,16 @@ IntOut choose_output(const CodedGemmArgs& g, const Packing& a, const Packing& b)
                       (!both_scales_vary || power_of_two(g.alpha));
   return single ? IntOut::f32 : IntOut::f64;
 }
+
+}  // namespace
+
+detail::CodedPlan::CodedPlan(const CodedGemmArgs& g)
+    : a(packing(g.a, true, g.c_dtype == DType::i32)),
+      b(packing(g.b, false, g.c_dtype == DType::i32)),
+      out(choose_output(g, a, b)),
+      factor(out == IntOut::f32 ? a.factor * b.factor : 1) {}
+
+namespace {
 
 int64_t words(int64_t k) { return detail::ceil_div(k, 4); }
 
@@ -84,10 +89,7 @@ class CodedEngine {
   CodedEngine(const CodedGemmArgs& g, detail::IntKernel kernel)
       : g_(g),
         kernel_(kernel),
-        a_(packing(g.a, true, g.c_dtype == DType::i32)),
-        b_(packing(g.b, false, g.c_dtype == DType::i32)),
-        out_(choose_output(g, a_, b_)),
-        factor_(out_ == IntOut::f32 ? a_.factor * b_.factor : 1),
+        plan_(g),
         tile_bytes_(detail::round_up(size_t(words(g.k) * kernel.mr) * 4 + 32, 64)) {}
 
   Blocking blocking() const {
@@ -115,19 +117,19 @@ class CodedEngine {
   bool same_b(int64_t x, int64_t y) const { return detail::same_b(g_, x, y); }
 
   void pack_b(const Place& at, int64_t, int64_t col, int cols, char* dst) const {
-    pack_panel(g_.b, b_, at.b, col, cols, g_.k, a_.shift != 0 || out_ == IntOut::f64, dst);
+    pack_panel(g_.b, plan_.b, at.b, col, cols, g_.k, plan_.a.shift != 0 || plan_.out == IntOut::f64, dst);
   }
 
   void pack_a(const Place& at, int64_t, int64_t row, int rows, char* dst) const {
     const auto* src = static_cast<const uint8_t*>(g_.a.data) + at.a + row * g_.a.stride.row;
     if (g_.quantize) quantize_rows(at.index, row, rows, const_cast<uint8_t*>(src));
-    detail::pack_codes(src, g_.a.stride.row, g_.a.stride.k, rows, g_.k, uint8_t(a_.zero),
+    detail::pack_codes(src, g_.a.stride.row, g_.a.stride.k, rows, g_.k, uint8_t(plan_.a.zero),
                        reinterpret_cast<uint32_t*>(dst), rows);
     auto& info = *reinterpret_cast<RowInfo*>(dst + tile_bytes_);
     int32_t sums[detail::kMaxRows] = {};
-    if (b_.shift != 0 || out_ == IntOut::f64) {
+    if (plan_.b.shift != 0 || plan_.out == IntOut::f64) {
       detail::sum_codes(src, g_.a.dtype == DType::i8, g_.a.stride.row, g_.a.stride.k, rows, g_.k, sums);
-      for (int r = 0; r < rows; ++r) sums[r] -= int32_t(g_.k * a_.zero);
+      for (int r = 0; r < rows; ++r) sums[r] -= int32_t(g_.k * plan_.a.zero);
     }
     row_info(at.index, row, rows, sums, dst, info);
   }
@@ -149,9 +151,9 @@ class CodedEngine {
                       reinterpret_cast<const uint32_t*>(a),
                       reinterpret_cast<const uint32_t*>(b),
                       detail::panel_width(cols),
-                      2 * a_.max_packed * b_.max_packed <= 32767,
-                      out_,
-                      factor_ / 2,  // 1, 2, 4 → 0, 1, 2
+                      2 * plan_.a.max_packed * plan_.b.max_packed <= 32767,
+                      plan_.out,
+                      plan_.factor / 2,  // 1, 2, 4 → 0, 1, 2
                       reinterpret_cast<const RowInfo*>(a + tile_bytes_),
                       reinterpret_cast<const ColInfo*>(columns),
                       static_cast<uint32_t*>(g_.c) + c,
@@ -176,83 +178,40 @@ class CodedEngine {
                     float(a.lo), float(a.hi), codes + r * a.stride.row, a.stride.k);
   }
 
-  double k_shift() const { return double(g_.k) * a_.shift * b_.shift; }
-
   void row_info(const BatchIndex& i, int64_t row, int rows, const int32_t* sums, const char* packed,
                 RowInfo& info) const {
-    const auto& ss = g_.a.scale_stride;
-    const float* scale = g_.a.scale ? g_.a.scale + i.offset(ss.batch) + row * ss.row : nullptr;
-    if (out_ == IntOut::f64) return exact_row_info(i, rows, sums, packed, scale, info);
-    const auto unit = int64_t(b_.shift * factor_);
-    for (int r = 0; r < rows; ++r) info.correction[r] = int32_t(uint32_t(unit * sums[r]));
-    if (out_ == IntOut::s32) return;
-    // alpha and the factor go where the scale varies; the other side is 1
-    const double common = g_.alpha / factor_;
-    const bool b_varies = g_.b.scale_stride.row != 0, a_varies = ss.row != 0;
-    const double w = b_varies ? 1.0 : double(g_.b.scale[i.offset(g_.b.scale_stride.batch)]);
-    for (int r = 0; r < rows; ++r)
-      info.scale[r] = b_varies && !a_varies ? 1.0f : float(common * w * double(scale[r * ss.row]));
-  }
-
-  void exact_row_info(const BatchIndex& i, int rows, const int32_t* sums, const char* packed,
-                      const float* scale, RowInfo& info) const {
-    const float* b = g_.a.offset ? g_.a.offset + i.offset(g_.a.offset_stride.batch) : nullptr;
-    const float* e = g_.b.offset ? g_.b.offset + i.offset(g_.b.offset_stride.batch) : nullptr;
-    const int64_t bk = g_.a.offset_stride.k, ek = g_.b.offset_stride.k;
-    double b_sum = 0, be_sum = 0, weighted[detail::kMaxRows];
-    for (int64_t k = 0; b && k < g_.k; ++k) {
-      b_sum += double(b[k * bk]);
-      if (e) be_sum += double(b[k * bk]) * double(e[k * ek]);
+    double weighted[detail::kMaxRows] = {};
+    detail::OffsetSums offsets{};
+    if (plan_.out == IntOut::f64) {
+      offsets = detail::offset_sums(g_, i);
+      const float* const e = detail::batch_offsets(g_.b, i);
+      if (const int64_t step = g_.b.offset_stride.k; e && step)
+        weighted_sums<uint8_t>(packed, rows, rows, g_.k, plan_.a.shift, e, step, weighted);
     }
-    if (e && ek) weighted_sums<uint8_t>(packed, rows, rows, g_.k, a_.shift, e, ek, weighted);
     for (int r = 0; r < rows; ++r) {
-      const double a = double(scale[r * g_.a.scale_stride.row]);
-      const double q = a * (sums[r] + double(g_.k) * a_.shift) + b_sum;  // Σ_k X̂
-      info.sum[r] = b_.shift * sums[r];
-      info.a[r] = a;
-      info.q[r] = q;
-      info.z[r] =
-          !e || g_.b.offset_stride.row ? 0.0 : g_.alpha * (ek ? a * weighted[r] + be_sum : double(e[0]) * q);
+      const RowTerms t = detail::row_terms(g_, plan_, i, row + r, sums[r], weighted[r], offsets);
+      info.correction[r] = t.correction, info.scale[r] = t.scale;
+      info.sum[r] = t.sum, info.a[r] = t.a, info.z[r] = t.z, info.q[r] = t.q;
     }
   }
 
   void column_info(const BatchIndex& i, int64_t col, int cols, const char* packed, ColInfo& info) const {
     const auto* sums = reinterpret_cast<const int32_t*>(packed + panel_data_bytes(g_.k));
-    const auto& ss = g_.b.scale_stride;
-    const float* scale = g_.b.scale ? g_.b.scale + i.offset(ss.batch) + col * ss.row : nullptr;
+    double weighted[kPanel] = {};
+    const float* const b = detail::batch_offsets(g_.a, i);
+    if (const int64_t step = g_.a.offset_stride.k; b && step)
+      weighted_sums<int8_t>(packed, detail::panel_width(cols), cols, g_.k, plan_.b.shift, b, step, weighted);
     info = ColInfo{};
-    for (int c = 0; c < cols; ++c) info.bias[c] = g_.bias ? g_.bias[col + c] : 0.0f;
-    if (out_ == IntOut::f64) return exact_column_info(i, col, cols, packed, sums, scale, info);
-    const auto unit = int64_t(a_.shift * factor_), constant = int64_t(k_shift() * factor_);
-    for (int c = 0; c < cols; ++c) info.correction[c] = int32_t(uint32_t(unit * sums[c] + constant));
-    if (out_ == IntOut::s32) return;
-    const bool a_varies = g_.a.scale_stride.row != 0;
-    const double a =
-        a_varies ? 1.0 : g_.alpha / factor_ * double(g_.a.scale[i.offset(g_.a.scale_stride.batch)]);
-    for (int c = 0; c < cols; ++c) info.scale[c] = ss.row == 0 ? 1.0f : float(a * double(scale[c * ss.row]));
-  }
-
-  void exact_column_info(const BatchIndex& i, int64_t col, int cols, const char* packed, const int32_t* sums,
-                         const float* scale, ColInfo& info) const {
-    const float* b = g_.a.offset ? g_.a.offset + i.offset(g_.a.offset_stride.batch) : nullptr;
-    const auto& es = g_.b.offset_stride;
-    if (b && g_.a.offset_stride.k)
-      weighted_sums<int8_t>(packed, detail::panel_width(cols), cols, g_.k, b_.shift, b, g_.a.offset_stride.k,
-                            info.u);
     for (int c = 0; c < cols; ++c) {
-      info.sum[c] = a_.shift * sums[c] + k_shift();
-      info.w[c] = g_.alpha * double(scale[c * g_.b.scale_stride.row]);
-      if (b && !g_.a.offset_stride.k) info.u[c] = double(b[0]) * (sums[c] + double(g_.k) * b_.shift);
-      if (g_.b.offset && es.row)
-        info.e[c] = g_.alpha * double(g_.b.offset[i.offset(es.batch) + (col + c) * es.row]);
+      const ColTerms t = detail::col_terms(g_, plan_, i, col + c, sums[c], weighted[c]);
+      info.correction[c] = t.correction, info.scale[c] = t.scale, info.bias[c] = t.bias;
+      info.sum[c] = t.sum, info.w[c] = t.w, info.u[c] = t.u, info.e[c] = t.e;
     }
   }
 
   const CodedGemmArgs& g_;
   const detail::IntKernel kernel_;
-  const Packing a_, b_;
-  const IntOut out_;
-  const int factor_;
+  const CodedPlan plan_;
   const size_t tile_bytes_;
 };
 
@@ -269,9 +228,9 @@ void quantize_codes(const float* x, int64_t step, int64_t n, float a, const floa
   const auto run = [&](auto packed, auto scalar) {
     const float first = b ? b[0] : 0.0f;
     for (int64_t i = 0; i < n; ++i) {
-      const float u = (x[packed ? i : i * step] - (scalar ? first : b[i * b_step])) / a;
-      const float low = u < hi ? u : hi;
-      codes[packed ? i : i * codes_step] = Code(int32_t(std::rint(low > lo ? low : lo)));
+      const float from = scalar ? first : b[i * b_step];
+      codes[packed ? i : i * codes_step] =
+          Code(detail::quantized_code(x[packed ? i : i * step], from, a, lo, hi));
     }
   };
   const bool packed = step == 1 && codes_step == 1, scalar = !b || b_step == 0;
@@ -296,10 +255,9 @@ void quantize_line(const float* x, int64_t step, int64_t n, float a, const float
 namespace {
 
 void check_bound(const char* op, const CodedGemmArgs& g) {
-  const bool plain = g.c_dtype == DType::i32;
-  const Packing a = packing(g.a, true, plain), b = packing(g.b, false, plain);
+  const CodedPlan p(g);
   const double term =
-      choose_output(g, a, b) == IntOut::f64 ? double(a.max_packed) * b.max_packed : a.max_value * b.max_value;
+      p.out == IntOut::f64 ? double(p.a.max_packed) * p.b.max_packed : p.a.max_value * p.b.max_value;
   LOWBIT_CHECK(double(g.k) * term <= kInt32Max, value, op, "K · max|a| · max|b| must be at most ",
                int64_t(kInt32Max), " (got K = ", g.k, ", codes in [", g.a.lo, ", ", g.a.hi, "] and [", g.b.lo,
                ", ", g.b.hi, "]); split K");
@@ -312,40 +270,21 @@ void check_codes(const char* op, const GemmInput& x) {
 }
 
 /// Bounds a tensor of codes cannot leave.
-GemmOperand code_operand(const GemmInput& x, int batch_dims) {
-  GemmOperand o = x.operand(batch_dims, true);
+void narrow_bounds(GemmOperand& o, const GemmInput& x) {
   const bool is_signed = o.dtype == DType::i8;
   o.lo = std::max(x.coded() ? o.lo : -128, is_signed ? -128 : 0);
   o.hi = std::min(x.coded() ? o.hi : 255, is_signed ? 127 : 255);
-  return o;
 }
 
-/// Shapes, strides and operands common to both products. B is [..., n, k].
-CodedGemmArgs make_args(const char* op, Tensor& out, const GemmInput& a, const GemmInput& b, DType t) {
+/// Checks and operands common to both products. B is [..., n, k].
+CodedGemmArgs make_args(const char* op, Tensor& out, const GemmInput& a, const GemmInput& b, DType t,
+                        const Tensor& bias = {}) {
   check_codes(op, a), check_codes(op, b);
   LOWBIT_CHECK(a.cols() == b.cols(), shape, op, "a [..., M, K] and b [..., N, K] must have one K (got ",
                a.str(), " and ", b.str(), ")");
-  Shape expected = gemm_batch_shape(op, a, b);
-  const int batch_dims = expected.ndim();
-  expected.append(a.rows());
-  expected.append(b.rows());
-  LOWBIT_CHECK(out.defined() && out.shape() == expected && out.dtype() == t, shape, op, "output must be ",
-               expected.str(), " ", dtype_name(t), " (got ",
-               out.defined() ? out.str() : "an undefined tensor", ")");
-  LOWBIT_CHECK(a.values().device() == out.device() && b.values().device() == out.device(), device, op,
-               "operands and output must be on one device (got ", a.str(), ", ", b.str(), " and ", out.str(),
-               ")");
   CodedGemmArgs g;
-  g.m = a.rows(), g.n = b.rows(), g.k = a.cols();
-  g.a = code_operand(a, batch_dims);
-  g.b = code_operand(b, batch_dims);
-  const View c = out.mutable_view();
-  g.c = c.data, g.c_dtype = t;
-  g.c_row = c.stride[batch_dims], g.c_col = c.stride[batch_dims + 1];
-  for (int d = 0; d < batch_dims; ++d) {
-    g.batch[kMaxBatchDims - batch_dims + d] = c.shape[d];
-    g.c_batch[kMaxBatchDims - batch_dims + d] = c.stride[d];
-  }
+  detail::set_product(op, g, out, t, a, b.t(), bias);
+  narrow_bounds(g.a, a), narrow_bounds(g.b, b);
   return g;
 }
 
@@ -372,17 +311,12 @@ void coded_product(Tensor& out, const GemmInput& a, const GemmInput& b, const vo
   constexpr const char* op = "coded_gemm";
   LOWBIT_CHECK(a.coded() && b.coded(), dtype, op, "operands must be Coded (got ", a.str(), " and ", b.str(),
                ")");
-  CodedGemmArgs g = make_args(op, out, a, b, DType::f32);
+  CodedGemmArgs g = make_args(op, out, a, b, DType::f32, bias);
   LOWBIT_CHECK(coded_gemm_supported(a, b), value, op,
                "a scale along the contracted dimension does not factor out (got ", a.str(), " and ", b.str(),
                "); dequantize and use gemm");
   LOWBIT_CHECK(g.a.offset_stride.row == 0, value, op, "an offset of a must not vary along M (got ", a.str(),
                ")");
-  LOWBIT_CHECK(
-      !bias.defined() || (bias.dtype() == DType::f32 && bias.shape() == Shape{b.rows()} && bias.contiguous()),
-      shape, op, "bias must be a contiguous f32 [", b.rows(), "] (got ", bias.defined() ? bias.str() : "",
-      ")");
-  g.bias = bias.defined() ? bias.data_const<float>() : nullptr;
   g.alpha = alpha;
   g.packed_b = packed;
   if (quantize.defined()) set_quantize(g, a, quantize);
@@ -403,7 +337,8 @@ PackedCodes pack_b(const Coded& b) {
   check_codes(op, input);
   LOWBIT_CHECK(b.codes.ndim() == 2, shape, op, "codes must be [N, K] (got ", b.codes.str(), ")");
   LOWBIT_CHECK(!b.codes.device().is_cuda(), device, op, "codes must be on the cpu (got ", b.codes.str(), ")");
-  const GemmOperand o = code_operand(input, 0);
+  GemmOperand o = input.operand(0, true);
+  narrow_bounds(o, input);
   const int64_t n = input.rows(), k = input.cols();
   const Packing p = packing(o, false, false);
   PackedCodes packed;

@@ -17,18 +17,10 @@
 
 namespace lowbit {
 
-struct CodedGemmArgs {
-  int64_t m = 0, n = 0, k = 0;
-  int64_t batch[kMaxBatchDims] = {1, 1, 1};
-  GemmOperand a;  ///< codes [m, k]; scale per tensor, row or batch; offset scalar or along k
-  GemmOperand b;  ///< codes [n, k]; scale per tensor, row or batch; offset scalar, along k or along n
-  void* c = nullptr;
-  DType c_dtype =
-      DType::f32;  ///< f32: Y.  i32: Σ_k of the plain codes; scale, shift, offset, bias, alpha unused
-  int64_t c_row = 0, c_col = 1, c_batch[kMaxBatchDims] = {};
-  const float* bias = nullptr;  ///< [n] or null
-  double alpha = 1;
-  const void* packed_b = nullptr;  ///< panels of PackedCodes; b.data is then unused
+/// a: codes [m, k]; b: codes [n, k]; scale per tensor, row or batch; offset scalar or along k, of b also
+/// along n. C f32: Y.  C i32: Σ_k of the plain codes; scale, shift, offset, bias and alpha are unused.
+struct CodedGemmArgs : ProductArgs {
+  const void* packed_b = nullptr;  ///< panels of PackedCodes; b.data is then unused (CPU only)
   const float* quantize =
       nullptr;  ///< values whose codes rint(clamp((x − b_k) / a_m, lo, hi)) are written to a.data
   GemmOperand::Strides quantize_stride;

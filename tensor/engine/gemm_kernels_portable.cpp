@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "tensor/engine/gemm_kernels.h"
+#include "tensor/engine/coded_terms.h"
 
 namespace lowbit::detail {
 
@@ -44,11 +44,6 @@ void tile_int8_portable(const IntTile& t) {
   int_epilogue(t, 0, t.rows, 0, t.cols, acc);
 }
 
-int32_t corrected(const IntTile& t, int32_t acc, int r, int c) {
-  return int32_t((uint32_t(acc) << t.shift) + uint32_t(t.row->correction[r]) +
-                 uint32_t(t.col->correction[c]));
-}
-
 }  // namespace
 
 void int_epilogue(const IntTile& t, int row0, int rows, int col0, int cols, const int32_t* acc) {
@@ -56,17 +51,16 @@ void int_epilogue(const IntTile& t, int row0, int rows, int col0, int cols, cons
   const ColInfo& ci = *t.col;
   for (int r = row0; r < row0 + rows; ++r, acc += kPanel)
     for (int c = col0; c < col0 + cols; ++c) {
-      const int32_t s = acc[c - col0];
+      const int32_t s = acc[c - col0], v = corrected(s, t.shift, ri.correction[r], ci.correction[c]);
       if (t.out == IntOut::s32) {
-        static_cast<int32_t*>(t.c)[r * t.ldc + c] = corrected(t, s, r, c);
-      } else if (t.out == IntOut::f32) {
-        static_cast<float*>(t.c)[r * t.ldc + c] =
-            std::fma(float(corrected(t, s, r, c)), ri.scale[r] * ci.scale[c], ci.bias[c]);
-      } else {
-        const double exact = double(s) + ri.sum[r] + ci.sum[c];
-        const double y = std::fma(std::fma(exact, ri.a[r], ci.u[c]), ci.w[c], ri.z[r]);
-        static_cast<float*>(t.c)[r * t.ldc + c] = float(std::fma(ci.e[c], ri.q[r], y) + double(ci.bias[c]));
+        static_cast<int32_t*>(t.c)[r * t.ldc + c] = v;
+        continue;
       }
+      const RowTerms row{0, 0, ri.sum[r], ri.a[r], ri.z[r], ri.q[r]};
+      const ColTerms col{0, 0, ci.bias[c], ci.sum[c], ci.w[c], ci.u[c], ci.e[c]};
+      static_cast<float*>(t.c)[r * t.ldc + c] = t.out == IntOut::f32
+                                                    ? scaled_result(v, ri.scale[r], ci.scale[c], col.bias)
+                                                    : exact_result(s, row, col);
     }
 }
 

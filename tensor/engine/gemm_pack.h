@@ -34,6 +34,16 @@ void pack_floats(const double* src, int64_t row, int64_t col, int rows, int64_t 
 void pack_codes(const uint8_t* src, int64_t row, int64_t col, int rows, int64_t k, uint8_t sub, uint32_t* dst,
                 int ld);
 
+/// Bytes of a packed integer tile of A.
+size_t code_tile_bytes(const IntKernel& kernel, int64_t k);
+
+/// The same into a tile of A as the kernel wants it.
+void pack_code_tile(const IntKernel& kernel, const uint8_t* src, int64_t row, int64_t col, int rows, int64_t k,
+                    uint8_t sub, char* dst);
+
+/// Words of a packed panel of B: k rounded up to 64, so that a kernel may step by 16 words.
+inline int64_t panel_words(int64_t k) { return (k + 63) / 64 * 16; }
+
 /// sums[r] = Σ_k code[r, k]
 void sum_codes(const void* src, bool is_signed, int64_t row, int64_t col, int rows, int64_t k, int32_t* sums);
 
@@ -44,22 +54,13 @@ void convert_codes(const void* src, bool is_signed, int64_t step, int64_t n, flo
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline size_t round_up(size_t n, size_t to) { return (n + to - 1) / to * to; }
 
-/// Position in the batch dimensions.
-struct BatchIndex {
-  int64_t i[kMaxBatchDims];
-  template <class Args>
-  static BatchIndex of(const Args& g, int64_t flat) {
-    const int64_t rest = flat / g.batch[2];
-    return {{rest / g.batch[1], rest % g.batch[1], flat % g.batch[2]}};
-  }
-  int64_t offset(const int64_t (&stride)[kMaxBatchDims]) const {
-    return i[0] * stride[0] + i[1] * stride[1] + i[2] * stride[2];
-  }
-};
+/// Shape, device and bias checks of both kinds of product, and everything of the arguments but alpha and
+/// beta. C becomes [..., M, N] of type t; `b` is seen as [..., K, N] and has a's K.
+void set_product(const char* op, ProductArgs& g, Tensor& out, DType t, const GemmInput& a, const GemmInput& b,
+                 const Tensor& bias);
 
 /// Two batches read the same B.
-template <class Args>
-bool same_b(const Args& g, int64_t x, int64_t y) {
+inline bool same_b(const ProductArgs& g, int64_t x, int64_t y) {
   const BatchIndex i = BatchIndex::of(g, x), j = BatchIndex::of(g, y);
   for (const GemmOperand::Strides* s : {&g.b.stride, &g.b.scale_stride, &g.b.offset_stride})
     if (i.offset(s->batch) != j.offset(s->batch)) return false;
@@ -68,8 +69,7 @@ bool same_b(const Args& g, int64_t x, int64_t y) {
 
 /// Batch dimensions that B does not see and that continue the rows of A and C become rows: one product, B
 /// packed once.
-template <class Args>
-void fold_batches(Args& g, const GemmOperand::Strides* more = nullptr) {
+inline void fold_batches(ProductArgs& g, const GemmOperand::Strides* more = nullptr) {
   for (int d = kMaxBatchDims - 1; d >= 0; --d) {
     if (g.batch[d] == 1) continue;
     bool fold = g.c_batch[d] == g.m * g.c_row;
