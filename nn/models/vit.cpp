@@ -95,6 +95,24 @@ Variable VisionTransformer::operator()(const Variable& images) {
   return h.dist.defined() ? scale(add(h.cls, h.dist), 0.5) : h.cls;
 }
 
+std::map<std::string, SlotInfo> VisionTransformer::slot_info() const {
+  const VitConfig& c = config_;
+  const int64_t n = c.tokens(), w = c.width;
+  std::map<std::string, SlotInfo> all;
+  all["patch_embed.in"] = {{1, c.in_channels, c.image_size, c.image_size}};
+  for (int64_t i = 0; i < c.depth; ++i) {
+    const std::string block = "blocks." + std::to_string(i);
+    for (const char* slot : {".attn.in", ".mlp.in"}) all[block + slot] = {{1, n, w}};
+    for (const char* slot : {".attn.q", ".attn.k", ".attn.v", ".attn.context"})
+      all[block + slot] = {{1, n, w}, c.heads};
+    all[block + ".attn.probs"] = {{1, c.heads, n, n}};
+    all[block + ".mlp.hidden"] = {{1, n, c.hidden()}};
+  }
+  all["head_in"] = {{1, w}};
+  if (c.distilled) all["head_dist_in"] = {{1, w}};
+  return all;
+}
+
 namespace {
 
 VitConfig sized(std::string name, int64_t width, int64_t heads, bool distilled, bool half_statistics) {

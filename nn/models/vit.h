@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "nn/core/slot_info.h"
 #include "nn/layers/attention.h"
 #include "nn/layers/layer_norm.h"
 #include "nn/layers/mlp.h"
@@ -49,7 +50,7 @@ class VitBlock : public Module {
 
 /// Images [B, 3, S, S] → class scores [B, classes]. Distilled models return the mean of both heads in
 /// evaluation mode; training code that needs them apart calls heads().   Slots: head_in, head_dist_in.
-class VisionTransformer : public Module {
+class VisionTransformer : public Module, public DescribesSlots {
  public:
   VisionTransformer(const VitConfig& c, uint64_t seed);
   Variable operator()(const Variable& images);
@@ -58,6 +59,8 @@ class VisionTransformer : public Module {
   };  ///< dist is undefined for models without a distillation token
   Heads heads(const Variable& images);
   const VitConfig& config() const { return config_; }
+  /// Of the slots that feed a product.
+  std::map<std::string, SlotInfo> slot_info() const override;
   /// Blocks keep only their input and run again in the backward pass (same bits, less memory).
   bool recompute_blocks = false;
 

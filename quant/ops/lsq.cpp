@@ -3,38 +3,14 @@
 #include <cmath>
 
 #include "autograd/core/node.h"
+#include "quant/ops/mean_abs.h"
 #include "tensor/core/context.h"
 
 namespace lowbit {
 namespace {
 
-/// [outer, groups, inner] of x around the settings' axis.
-struct Layout {
-  int64_t outer = 1, groups = 1, inner = 1;
-  bool per_index = true;  ///< one group, or one per index of the axis: what Coded can express
-};
-
-Layout layout_of(const Shape& x, const LsqSettings& s) {
-  Layout l;
-  if (s.axis == Coded::kPerTensor) {
-    LOWBIT_CHECK(s.groups == 1, value, s.name, "a quantizer without an axis has one group (got ", s.groups,
-                 ")");
-    l.inner = x.numel();
-    return l;
-  }
-  LOWBIT_CHECK(s.axis < 0 && -s.axis <= x.ndim(), shape, s.name, "axis must lie in [-", x.ndim(),
-               ", -1] (got axis=", s.axis, ", x=", x.str(), ")");
-  const int64_t extent = x[s.axis];
-  LOWBIT_CHECK(s.groups > 0 && extent % s.groups == 0, shape, s.name,
-               "groups must divide the axis (got groups=", s.groups, ", axis=", s.axis, ", x=", x.str(), ")");
-  const int axis = x.ndim() + s.axis;
-  for (int d = 0; d < axis; ++d) l.outer *= x[d];
-  l.groups = s.groups;
-  l.inner = extent / s.groups;
-  for (int d = axis + 1; d < x.ndim(); ++d) l.inner *= x[d];
-  l.per_index = s.groups == 1 || s.groups == extent;
-  return l;
-}
+/// One group, or one per index of the axis: what Coded can express.
+bool per_index(const Shape& x, const LsqSettings& s) { return s.groups == 1 || s.groups == x[s.axis]; }
 
 Levels hull(const std::vector<Levels>& all) {
   Levels h = all[0];
@@ -147,7 +123,7 @@ void FakeQuantNode::backward(const Tensor& gy, GradSink& gx) {
 std::shared_ptr<FakeQuantNode> prepare(const Tensor& x, const Tensor& scale, const Tensor& offset,
                                        const LsqSettings& s) {
   auto n = std::make_shared<FakeQuantNode>();
-  const Layout l = layout_of(x.shape(), s);
+  const GroupLayout l = group_layout(x.shape(), s.axis, s.groups, s.name);
   const Device d = x.device();
   n->slots = slot_tensor(s, scale.shape(), d);
   n->bounds = bounds_tensor(s, x.dtype(), d);
@@ -188,10 +164,10 @@ void run_forward(const FakeQuantNode& n, Tensor& y, int shift, const LsqSettings
 }
 
 /// Whether the result can be handed on as integer codes.
-bool codable(const Tensor& x, const Layout& l, bool has_offset, const Levels& h, const LsqSettings& s) {
+bool codable(const Tensor& x, bool has_offset, const Levels& h, const LsqSettings& s) {
   if (s.codes == CodeType::floats || x.dtype() != DType::f32 || !context().integer_products) return false;
-  if (!l.per_index) return false;
-  if (has_offset && l.groups > 1 && s.axis != -1) return false;
+  if (!per_index(x.shape(), s)) return false;
+  if (has_offset && s.groups > 1 && s.axis != -1) return false;
   return s.codes == CodeType::u8 ? h.hi - h.lo <= 255 : h.lo >= -128 && h.hi <= 127;
 }
 
@@ -201,12 +177,11 @@ Variable fake_quant_lsq(const Variable& x, const Variable& scale, const Variable
                         const Variable& nbits, const LsqSettings& s) {
   check_inputs(x, scale, offset, nbits, s);
   const Tensor input = x.data().packed();
-  const Layout l = layout_of(input.shape(), s);
   const auto node = prepare(input, scale.data(), offset.defined() ? offset.data() : Tensor{}, s);
   const bool keep = needs_grad({x, scale, offset, nbits});
   if (keep) node->x.set(input);
   const Levels h = hull(s.levels);
-  if (!codable(input, l, offset.defined(), h, s)) {
+  if (!codable(input, offset.defined(), h, s)) {
     Tensor y = Tensor::empty(input.shape(), input.dtype(), input.device());
     run_forward(*node, y, 0, s);
     return record(std::move(y), keep ? node : nullptr, {x, scale, offset, nbits});
@@ -216,7 +191,7 @@ Variable fake_quant_lsq(const Variable& x, const Variable& scale, const Variable
   c.codes = Tensor::empty(input.shape(), s.codes == CodeType::u8 ? DType::u8 : DType::i8, input.device());
   c.scale = node->scale, c.offset = node->offset;
   c.shift = shift, c.lo = h.lo - shift, c.hi = h.hi - shift;
-  c.scale_axis = l.groups > 1 ? s.axis : Coded::kPerTensor;
+  c.scale_axis = s.groups > 1 ? s.axis : Coded::kPerTensor;
   run_forward(*node, c.codes, shift, s);
   return record(std::move(c), keep ? node : nullptr, {x, scale, offset, nbits});
 }

@@ -3,7 +3,9 @@
 
 namespace lowbit {
 
-enum class Granularity : uint8_t { tensor, channel, group, token };
+/// What shares a scale. sample: a sample of the batch; column: a sample and a column of the last dimension,
+/// of a head where heads lie side by side in it.
+enum class Granularity : uint8_t { tensor, channel, group, token, sample, column };
 
 /// What a quantizer is, apart from how it finds its scale.
 struct QuantSpec {

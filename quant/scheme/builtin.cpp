@@ -6,11 +6,12 @@
 namespace lowbit {
 namespace {
 
-/// vvtq.md 2.4 (places, widths, signs) and 2.1 (state names).
+/// vvtq.md 2.4 (places, widths, signs), 2.1 (state names) and 2.7 (one bit).
 constexpr char kVvtq[] = R"(
 [.*\.weight]
 quantizer = lsq
 bits = ${wbits}
+one_bit = tensor
 gradient_scale = l1
 init = mse
 state = .
@@ -18,12 +19,14 @@ state = .
 [.*\.attn\.(in|q|k|v|context)|.*\.mlp\.in]
 quantizer = lsq
 bits = ${abits}
+one_bit = column
 gradient_scale = numel_over_qp
 init = vvtq
 offset = ${offset}
 
 [.*\.attn\.in]
 inherit = yes
+one_bit = sample
 state = quant_input
 [.*\.attn\.q]
 inherit = yes
@@ -39,11 +42,13 @@ inherit = yes
 state = quant_output
 [.*\.mlp\.in]
 inherit = yes
+one_bit = sample
 state = quant1
 
 [.*\.attn\.probs]
 quantizer = lsq
 bits = ${abits}
+one_bit = column
 signed = no
 gradient_scale = numel_over_qp
 init = vvtq
@@ -52,6 +57,7 @@ state = quant_attn
 [.*\.mlp\.hidden]
 quantizer = lsq
 bits = ${abits}
+one_bit = sample
 signed = no
 offset = yes
 gradient_scale = numel_over_qp

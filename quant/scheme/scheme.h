@@ -4,7 +4,7 @@
 //   # comment
 //   [blocks\.\d+\.attn\.probs]        a regular expression over whole slot names; the last match wins
 //   quantizer = lsq                   lsq, minmax, or none (stays float)
-//   bits = 4                          2 … 8; 32 or -1: stays float
+//   bits = 4                          2 … 8; 32 or -1: stays float; 1 with one_bit
 //   signed = no
 //   state = quant_attn                where the state appears below the slot's owner; "." is beside its
 //   weights;
@@ -13,10 +13,12 @@
 // `inherit = yes` starts from the settings of the rule that matched before. Further keys: offset, symmetric,
 // learn_bits, learn_scale, clamp, published_scale (yes/no); granularity = tensor|channel (channel: minmax
 // weights); gradient_scale = l1|numel|numel_over_qp; init = vvtq|lsq|lsq+|mse|minmax; mask =
-// clip_then_round|round_then_clip; ties = half|inclusive|exclusive; heads, axis: head-wise bit-widths. Values
+// clip_then_round|round_then_clip; ties = half|inclusive|exclusive; heads, axis: head-wise bit-widths;
+// one_bit = tensor|sample|column: what shares a scale at bits = 1 (BinaryQuantizer). Values
 // may be given as ${wbits}, ${abits}, ${edge_bits}, ${offset}, …
 
 #include <map>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -44,7 +46,7 @@ struct SchemeOptions {
 
 /// Errors  usage, with the line: unknown keys or values, text outside a section
 Scheme parse_scheme(const std::string& text, const std::string& name, const SchemeOptions& o = {});
-/// lsq, lsq+, minmax, vvtq, or the path of a file.   Errors  usage: neither, bits outside [2, 8]
+/// lsq, lsq+, minmax, vvtq, or the path of a file.   Errors  usage: neither, bits outside [1, 8]
 Scheme load_scheme(const std::string& name_or_path, const SchemeOptions& o = {});
 std::vector<std::string> scheme_names();
 
@@ -61,6 +63,12 @@ Report install(Module& model, const Scheme& s);
 std::vector<std::pair<std::string, Quantizer*>> quantizers(Module& model);
 /// The same transition for all of them.
 void set_quant_state(Module& model, QuantState s, std::string_view reason);
+
+/// Names in state() that belong to quantizers and not to the float model.
+std::set<std::string> quantizer_state(Module& model);
+
+/// Bits of every slot that quantizes, by slot name; a slot that is absent is float.
+std::map<std::string, int> slot_bits(Module& model);
 
 /// One line of the bit map; 32 means float.
 struct LayerBits {

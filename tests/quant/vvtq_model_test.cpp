@@ -107,7 +107,6 @@ TEST(VvtqGolden, DeitLayers) {
   LOWBIT_GOLDEN_OR_SKIP(path, "vvtq/layers_deit.safetensors");
   const GoldenFile g(path);
   const std::regex form(R"((\w+)(?:\.w(\d+)a(\d+))?(\.offset)?)");
-  int binary = 0;
   for (const auto& [name, settings] : g.cases()) {
     SCOPED_TRACE(name);
     std::smatch m;
@@ -115,10 +114,6 @@ TEST(VvtqGolden, DeitLayers) {
     SchemeOptions o;
     if (m[2].matched) o.wbits = std::stoi(m[2]), o.abits = std::stoi(m[3]);
     o.offset = m[4].matched;
-    if (o.wbits == 1 || o.abits == 1) {  // binary layers are not built yet; see docs/methods/vvtq.md
-      ++binary;
-      continue;
-    }
     VitConfig c;
     c.image_size = 16, c.patch = 8, c.width = 24, c.depth = 1, c.heads = 3, c.classes = 20,
     c.split_qkv = true;
@@ -146,7 +141,6 @@ TEST(VvtqGolden, DeitLayers) {
       check_gradients(*model, g, name + ".grad.", pieces().at(m[1]).at, g.rtol(), g.atol());
     }
   }
-  if (binary) std::printf("[  NOTE    ] %d cases with 1-bit layers are not covered\n", binary);
 }
 
 Variable parameter(VisionTransformer& model, const std::string& name) {

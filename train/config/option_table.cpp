@@ -46,8 +46,8 @@ constexpr OptionSpec kOptions[] = {
     {"drop", model, real, kTrain, "0", "share", "dropout", {.source = "timm", .lo = 0, .hi = 0.99, .rare = true}},
     {"drop-path", model, real, kTrain, "0", "share", "stochastic depth of the last block, linear from 0", {.source = "Huang et al. 2016; DeiT uses 0.1", .lo = 0, .hi = 0.99}},
     // ---- Quantization
-    {"wbits", quantization, integer, kRunVerbs | kBench, "32", "bits", "bits of weights; 32: float", {.aliases = "weight-bits wq-bitw", .lo = 2, .hi = 8, .also = 32, .also_means = "float"}},
-    {"abits", quantization, integer, kRunVerbs | kBench, "32", "bits", "bits of activations; 32: float", {.aliases = "act-bits aq-bitw", .lo = 2, .hi = 8, .also = 32, .also_means = "float"}},
+    {"wbits", quantization, integer, kRunVerbs | kBench, "32", "bits", "bits of weights; 1: signs (vvtq), 32: float", {.aliases = "weight-bits wq-bitw", .lo = 1, .hi = 8, .also = 32, .also_means = "float"}},
+    {"abits", quantization, integer, kRunVerbs | kBench, "32", "bits", "bits of activations; 1: signs (vvtq), 32: float", {.aliases = "act-bits aq-bitw", .lo = 1, .hi = 8, .also = 32, .also_means = "float"}},
     {"edge-bits", quantization, integer, kRunVerbs | kBench, "8", "bits", "bits of the patch embedding and of the head; 32: float", {.source = "most papers", .lo = 2, .hi = 8, .also = 32, .also_means = "float"}},
     {"quantizer", quantization, text, kRunVerbs | kBench, "vvtq", "METHOD", "vvtq (LSQ, head-room as published), lsq, lsq+ (with offset), minmax (no training of scales)", {.source = "Esser et al. 2020; Bhalgat et al. 2020", .choices = "vvtq|lsq|lsq+|minmax"}},
     {"use-offset", quantization, flag, kRunVerbs | kBench, "off", "", "learned offset of activations", {.source = "VVTQ", .rare = true}},

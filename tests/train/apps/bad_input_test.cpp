@@ -196,7 +196,7 @@ TEST_F(BadInputTest, OptionsAndVerbs) {
   expect_refused({"tarin"}, 2, {"unknown verb 'tarin'", "did you mean 'train'?"});
   expect_refused({}, 2, {"lowbit help"});
   expect_refused(train_folder({"--wbits", "9"}), 2,
-                 {"--wbits must be between 2 and 8 (got 9)", "32 means float"});
+                 {"--wbits must be between 1 and 8 (got 9)", "32 means float"});
   expect_refused(train_folder({"--wbits", "4x"}), 2, {"--wbits", "'4x'"});
   expect_refused(train_folder({"--wbits"}), 2, {"wbits"});
   expect_refused(train_folder({"stray"}), 2, {"unexpected argument 'stray'"});

@@ -54,7 +54,7 @@ TEST(RunMain, TextsGoToStdout) {
 TEST(RunMain, MistakesAreOneLineAndCodeTwo) {
   for (const auto& [words, text] : std::vector<std::pair<std::vector<std::string>, std::string>>{
            {{"train", "--wbits", "9"},
-            "lowbit: train: --wbits must be between 2 and 8 (got 9); 32 means float\n"},
+            "lowbit: train: --wbits must be between 1 and 8 (got 9); 32 means float\n"},
            {{"train", "--wbit", "4"}, "lowbit: train: unknown option '--wbit'; did you mean --wbits?\n"},
            {{"trian"}, "lowbit: usage: unknown verb 'trian'; did you mean 'train'?\n"},
            {{"xyzzy"}, "lowbit: usage: unknown verb 'xyzzy'; see 'lowbit help'\n"},

@@ -110,8 +110,8 @@ TEST(Options, NoPrefixGuessing) {
 }
 
 TEST(Options, RangesNameTheOption) {
-  EXPECT_EQ(error_of({"--wbits", "9"}), "train: --wbits must be between 2 and 8 (got 9); 32 means float");
-  EXPECT_EQ(error_of({"--abits=1"}), "train: --abits must be between 2 and 8 (got 1); 32 means float");
+  EXPECT_EQ(error_of({"--wbits", "9"}), "train: --wbits must be between 1 and 8 (got 9); 32 means float");
+  EXPECT_EQ(error_of({"--abits=0"}), "train: --abits must be between 1 and 8 (got 0); 32 means float");
   EXPECT_EQ(error_of({"--lr", "-1"}), "train: --lr must be between 0 and 1000 (got -1)");
   EXPECT_EQ(error_of({"--max-steps", "-5"}), "train: --max-steps must be at least 0 (got -5)");
   EXPECT_EQ(error_of({"--epochs", "3x"}), "train: --epochs must be a whole number (got '3x')");
@@ -168,7 +168,7 @@ TEST(Options, BadConfigFiles) {
       range("d.ini", "wbits = 9\n");
   EXPECT_NE(error_of({"--config", unknown.path}).find("unknown option 'epohcs'; did you mean --epochs?"),
             std::string::npos);
-  EXPECT_NE(error_of({"--config", range.path}).find("--wbits must be between 2 and 8 (got 9)"),
+  EXPECT_NE(error_of({"--config", range.path}).find("--wbits must be between 1 and 8 (got 9)"),
             std::string::npos);
   EXPECT_NE(error_of({"--config", broken.path}, ErrorKind::io).find("cannot be parsed"), std::string::npos);
   EXPECT_NE(error_of({"--config", "/no/such/file.ini"}, ErrorKind::io).find("cannot read"),

@@ -1,0 +1,59 @@
+#include "quant/ops/binary.h"
+
+#include "autograd/core/node.h"
+#include "autograd/ops/check.h"
+#include "tensor/core/context.h"
+#include "tensor/engine/pointwise.h"
+
+namespace lowbit {
+namespace {
+
+void forward_cpu(const BinaryFwdArgs& a, Stream) {
+  if (a.y.dtype == DType::i8)
+    cpu::pointwise_typed<1, false, int8_t, float>({a.y, a.x}, binary::Sign{});
+  else
+    cpu::pointwise({a.y, a.x, a.s}, binary::Forward{});
+}
+void backward_cpu(const BinaryBwdArgs& a, Stream) { cpu::pointwise({a.dx, a.gy, a.x}, binary::Backward{}); }
+
+struct BinaryNode final : Node {
+  Saved x;
+  const char* name() const override { return "binarize"; }
+  void backward(const Tensor& gy, GradSink& gx) override {
+    Tensor dx = gx.alloc(0);
+    binary_bwd({dx.mutable_view(), gy.view(), x.get(name(), 0).view()}, gy.device());
+    gx.add(0, dx);
+  }
+  void release() override { x.release(); }
+  std::vector<Tensor> saved() const override { return {x.peek()}; }
+};
+
+}  // namespace
+
+constinit KernelSlot<BinaryFwdArgs> binary_fwd{"binarize.fwd", forward_cpu};
+constinit KernelSlot<BinaryBwdArgs> binary_bwd{"binarize.bwd", backward_cpu};
+
+Variable binarize(const Variable& v, const GroupLayout& l, std::string_view name) {
+  check_float("binarize", "x", v);
+  const Tensor x = v.data().packed(), s = finite_mean_abs(x, l, name);
+  std::shared_ptr<BinaryNode> node;
+  if (needs_grad({v})) {
+    node = std::make_shared<BinaryNode>();
+    node->x.set(x);
+  }
+  if (l.scales() == 1 && x.dtype() == DType::f32 && context().integer_products) {
+    Coded c;
+    c.codes = Tensor::empty(x.shape(), DType::i8, x.device());
+    c.scale = s, c.lo = -1, c.hi = 1;
+    binary_fwd({c.codes.mutable_view(), x.view(), {}}, x.device());
+    return record(std::move(c), std::move(node), {v});
+  }
+  Tensor y = Tensor::empty(x.shape(), x.dtype(), x.device());
+  const Shape grouped{l.groups, l.inner, l.columns};  // outer = 1
+  binary_fwd({y.reshape(grouped).mutable_view(), x.reshape(grouped).view(),
+              s.reshape({l.groups, 1, l.columns}).expand(grouped).view()},
+             x.device());
+  return record(std::move(y), std::move(node), {v});
+}
+
+}  // namespace lowbit

@@ -1,0 +1,54 @@
+#pragma once
+// 1-bit quantization by sign, scaled by the mean magnitude.
+//
+// Shapes   x any shape, seen as [outer, groups, inner, columns] (GroupLayout); y like x
+// Forward  y = s·sign(x), s = mean |x| of the element's group, sign(0) = 0. With one scale for the tensor y
+//          carries the codes −1, 0, 1 where Context::integer_products allows it; its floats are the same.
+// Grad     dx = gy where |x| ≤ 1, else 0; nothing through s
+// Saves    x (shared with its producer)     Order  mean_abs (quant/ops/mean_abs.h)
+// Errors   dtype; numeric: values of x that are not finite
+// Source   VVTQ, quantization/binary_layer.py; docs/methods/vvtq.md
+
+#include "quant/ops/mean_abs.h"
+
+namespace lowbit {
+
+class Variable;
+
+/// `name`: whom an error blames.
+Variable binarize(const Variable& x, const GroupLayout& l, std::string_view name = "binarize");
+
+namespace binary {
+
+struct Sign {
+  template <class T>
+  LOWBIT_HD T operator()(T x) const {
+    return (x > T(0) ? T(1) : T(0)) - (x < T(0) ? T(1) : T(0));
+  }
+};
+struct Forward {
+  template <class T>
+  LOWBIT_HD T operator()(T x, T s) const {
+    return s * Sign{}(x);
+  }
+};
+struct Backward {
+  template <class T>
+  LOWBIT_HD T operator()(T gy, T x) const {
+    return math::abs(x) <= T(1) ? gy : T(0);
+  }
+};
+
+}  // namespace binary
+
+/// All of one shape, any strides. y f32 or f64: s·sign(x); i8: sign(x), s unused.
+struct BinaryFwdArgs {
+  View y, x, s;
+};
+struct BinaryBwdArgs {
+  View dx, gy, x;
+};
+extern KernelSlot<BinaryFwdArgs> binary_fwd;
+extern KernelSlot<BinaryBwdArgs> binary_bwd;
+
+}  // namespace lowbit

@@ -1,0 +1,24 @@
+#pragma once
+#include "quant/ops/mean_abs.h"
+#include "quant/quantizer/quantizer.h"
+
+namespace lowbit {
+
+/// 1-bit weights and activations: s·sign(x), s = mean |x| of each input (quant/ops/binary.h). No state:
+/// nothing is learned or calibrated.   Granularity  tensor, sample, column
+class BinaryQuantizer final : public Quantizer {
+ public:
+  /// heads: of `column`, for inputs [B, N, heads·D]; inputs [B, H, N, D] need none.
+  explicit BinaryQuantizer(const QuantSpec& spec, int64_t heads = 1);
+  Variable fake_quant(const Variable& x) override;
+  bool initialised() const override { return true; }
+  Tensor scale() const override { return {}; }
+  void set_scale(const Tensor& s) override;
+  double clipped_share(const Tensor& x) const override;  ///< |x| > 1: no gradient
+
+ private:
+  GroupLayout layout(const Shape& x) const;
+  int64_t heads_;
+};
+
+}  // namespace lowbit
