@@ -1,5 +1,7 @@
 #include "data/core/random.h"
 
+#include <cmath>
+#include <numbers>
 #include <numeric>
 #include <utility>
 
@@ -9,6 +11,26 @@ namespace lowbit {
 
 namespace {
 constexpr uint64_t kSampleTag = uint64_t(0xD1) << 56, kOrderTag = uint64_t(0xD2) << 56;
+
+/// Gamma(a, 1): Marsaglia & Tsang 2000; for a < 1 through Gamma(a + 1)·U^(1/a).
+double gamma(double a, Draws& draws) {
+  const auto open = [&] { return 1 - draws.uniform(0, 1); };
+  if (a < 1) {
+    const double u = open();
+    return gamma(a + 1, draws) * std::pow(u, 1 / a);
+  }
+  const double d = a - 1.0 / 3, c = 1 / std::sqrt(9 * d);
+  for (;;) {
+    const double r = open(), angle = draws.uniform(0, 2 * std::numbers::pi);
+    const double x = std::sqrt(-2 * std::log(r)) * std::cos(angle), v = std::pow(1 + c * x, 3);
+    if (v > 0 && std::log(open()) < 0.5 * x * x + d * (1 - v + std::log(v))) return d * v;
+  }
+}
+}  // namespace
+
+double Draws::beta(double a) {
+  const double x = gamma(a, *this), y = gamma(a, *this);
+  return x + y > 0 ? x / (x + y) : 0.5;
 }
 
 RngKey sample_key(uint64_t seed, int64_t epoch, int64_t index) {

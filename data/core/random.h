@@ -24,6 +24,7 @@ class Draws {
   virtual double uniform(double low, double high) = 0;     ///< [low, high)
   virtual int64_t integer(int64_t low, int64_t high) = 0;  ///< both ends included
   bool chance(double p) { return uniform(0, 1) < p; }
+  virtual double beta(double a);  ///< Beta(a, a), from uniform draws
 };
 
 class PhiloxDraws final : public Draws {

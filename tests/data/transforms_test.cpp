@@ -7,23 +7,15 @@
 #include <numeric>
 
 #include "data/image/decode.h"
+#include "data/image/erasing.h"
 #include "tensor/core/error.h"
+#include "tests/data/image_support.h"
 #include "tests/support/golden.h"
 
 namespace lowbit {
 namespace {
 
-Image image_from(const Tensor& hwc) {
-  Image image(int(hwc.size(0)), int(hwc.size(1)));
-  std::copy_n(hwc.data_const<uint8_t>(), image.bytes(), image.data());
-  return image;
-}
-
-Tensor as_tensor(const Image& image) {
-  Tensor t = Tensor::empty({image.height(), image.width(), 3}, DType::u8);
-  std::copy_n(image.data(), image.bytes(), t.data<uint8_t>());
-  return t;
-}
+using namespace test;
 
 Tensor as_chw(const Image& image) { return as_tensor(image).permute({2, 0, 1}).packed(); }
 
@@ -32,47 +24,6 @@ Tensor normalized(const Image& image, const Normalization& n) {
   normalize_chw(image, n, t.data<float>());
   return t;
 }
-
-Image random_image(int height, int width, uint64_t seed) {
-  Image image(height, width);
-  for (size_t i = 0; i < image.bytes(); ++i) image.data()[i] = uint8_t(philox_u32({seed, 0, 0, nullptr}, i));
-  return image;
-}
-
-/// Draws that a golden file lists; a request for another range than the listed one fails.
-class ForcedDraws final : public Draws {
- public:
-  explicit ForcedDraws(const nlohmann::json& list) : list_(list) {}
-  double uniform(double low, double high) override {
-    const nlohmann::json& d = next("uniform");
-    EXPECT_DOUBLE_EQ(d[1].get<double>(), low);
-    EXPECT_DOUBLE_EQ(d[2].get<double>(), high);
-    return low + (high - low) * d[3].get<double>();
-  }
-  int64_t integer(int64_t low, int64_t high) override {
-    const nlohmann::json& d = next("randint");
-    EXPECT_EQ(d[1].get<int64_t>(), low);
-    EXPECT_EQ(d[2].get<int64_t>(), high);
-    return d[3].get<int64_t>();
-  }
-  bool exhausted() const { return used_ == list_.size(); }
-
- private:
-  const nlohmann::json& next(const char* kind) {
-    const nlohmann::json& d = list_.at(used_++);
-    EXPECT_EQ(d[0].get<std::string>(), kind);
-    return d;
-  }
-  nlohmann::json list_;
-  size_t used_ = 0;
-};
-
-/// For transforms that must not draw.
-class NoDraws final : public Draws {
- public:
-  double uniform(double, double) override { return ADD_FAILURE() << "unexpected draw", 0; }
-  int64_t integer(int64_t, int64_t) override { return ADD_FAILURE() << "unexpected draw", 0; }
-};
 
 Image evaluate(const Image& source, int size, int shorter_side,
                TransformOptions::Interpolation interpolation) {
@@ -113,14 +64,55 @@ void check_random_resized_crop(const test::GoldenFile& golden, const std::string
   EXPECT_TRUE(equal_bits(as_tensor(out), golden.tensor(name + "/out/y")));
 }
 
+void check_erasing(const test::GoldenFile& golden, const std::string& name, const nlohmann::json& s) {
+  const std::string mode = s.at("mode");
+  ErasingOptions o;
+  o.probability = s.at("probability");
+  o.mode = mode == "const"  ? ErasingOptions::Mode::constant
+           : mode == "rand" ? ErasingOptions::Mode::channel
+                            : ErasingOptions::Mode::pixel;
+  const Tensor x = golden.tensor(name + "/in/x");
+  Tensor y = x.clone();
+  ForcedDraws draws(s.at("draws"));
+  const int height = int(x.size(1)), width = int(x.size(2));
+  const std::vector<Box> boxes =
+      random_erasing(o, draws, {7, 0, 0, nullptr}, 3, height, width, y.data<float>());
+  EXPECT_TRUE(draws.exhausted());
+  const auto box = s.at("changed_box_top_left_height_width").get<std::vector<int>>();
+  ASSERT_EQ(boxes.size(), box.empty() ? 0u : 1u);
+  if (!box.empty()) {
+    EXPECT_EQ(boxes[0], (Box{box[0], box[1], box[2], box[3]}));
+  }
+  // The noise is another than the reference's: its box is compared by its form only.
+  const Tensor expected = golden.tensor(name + "/out/y");
+  for (int64_t c = 0; c < 3; ++c)
+    for (int64_t i = 0; i < height; ++i)
+      for (int64_t j = 0; j < width; ++j) {
+        const auto at = [&](const Tensor& t) { return t.data_const<float>()[(c * height + i) * width + j]; };
+        const bool inside =
+            !boxes.empty() && i >= box[0] && i < box[0] + box[2] && j >= box[1] && j < box[1] + box[3];
+        if (!inside || mode == "const") {
+          ASSERT_EQ(at(y), at(expected)) << c << ", " << i << ", " << j;
+        } else {
+          ASSERT_NE(at(y), at(x)) << c << ", " << i << ", " << j;
+          if (mode == "rand") {
+            ASSERT_EQ(at(y), y.data_const<float>()[(c * height + box[0]) * width + box[1]]);
+          }
+        }
+      }
+}
+
 TEST(Transforms, GoldenTimmTransforms) {
   LOWBIT_GOLDEN_OR_SKIP(path, "ofq/transforms.safetensors");
   const test::GoldenFile golden(path);
   int checked = 0;
   for (const auto& [name, settings] : golden.cases()) {
     SCOPED_TRACE(name);
-    if (name.starts_with("erase")) continue;  // random erasing works on normalised batches, not here
     ++checked;
+    if (name.starts_with("erase")) {
+      check_erasing(golden, name, settings);
+      continue;
+    }
     const Image source =
         image_from(golden.tensor(settings.value("input", "image/in/x").find("_chw") == std::string::npos
                                      ? settings.value("input", "image/in/x")
