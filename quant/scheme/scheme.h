@@ -3,8 +3,8 @@
 //
 //   # comment
 //   [blocks\.\d+\.attn\.probs]        a regular expression over whole slot names; the last match wins
-//   quantizer = lsq                   lsq, minmax, or none (stays float)
-//   bits = 4                          2 … 8; 32 or -1: stays float; 1 with one_bit
+//   quantizer = lsq                   lsq, minmax, ofq, statsq (weights), or none (stays float)
+//   bits = 4                          2 … 8; 32 or -1: stays float; 1 with one_bit, ofq, statsq
 //   signed = no
 //   state = quant_attn                where the state appears below the slot's owner; "." is beside its
 //   weights;
@@ -14,7 +14,8 @@
 // learn_bits, learn_scale, clamp, published_scale (yes/no); granularity = tensor|channel (channel: minmax
 // weights); gradient_scale = l1|numel|numel_over_qp; init = vvtq|lsq|lsq+|mse|minmax; mask =
 // clip_then_round|round_then_clip; ties = half|inclusive|exclusive; heads, axis: head-wise bit-widths;
-// one_bit = tensor|sample|column: what shares a scale at bits = 1 (BinaryQuantizer). Values
+// one_bit = tensor|sample|column: what shares a scale at bits = 1 (BinaryQuantizer). For ofq (OfqQuantizer):
+// granularity = tensor|token|channel|plane; name, before, after: names of the scale and of the shifts. Values
 // may be given as ${wbits}, ${abits}, ${edge_bits}, ${offset}, …
 
 #include <map>
@@ -46,7 +47,7 @@ struct SchemeOptions {
 
 /// Errors  usage, with the line: unknown keys or values, text outside a section
 Scheme parse_scheme(const std::string& text, const std::string& name, const SchemeOptions& o = {});
-/// lsq, lsq+, minmax, vvtq, or the path of a file.   Errors  usage: neither, bits outside [1, 8]
+/// lsq, lsq+, minmax, ofq, vvtq, or the path of a file.   Errors  usage: neither, bits outside [1, 8]
 Scheme load_scheme(const std::string& name_or_path, const SchemeOptions& o = {});
 std::vector<std::string> scheme_names();
 
@@ -55,7 +56,7 @@ struct Report {
   std::vector<std::string> unused_rules;           ///< patterns that decide about no slot
   std::string str() const;
 };
-/// Fills the model's slots. LSQ quantizers start `learned` (`fixed` with learn_scale = no), min-max
+/// Fills the model's slots. LSQ and OFQ quantizers start `learned` (`fixed` with learn_scale = no), min-max
 /// `observe`.
 Report install(Module& model, const Scheme& s);
 

@@ -25,9 +25,9 @@ std::string input_slot(const std::string& layer) {
 
 constexpr int kFloatBits = 32;
 
-int slot_bits(const std::map<std::string, Quantizer*>& all, const std::string& slot) {
+int bits_of(const std::map<std::string, int>& all, const std::string& slot) {
   const auto at = all.find(slot);
-  return at == all.end() || at->second->quant_state() == QuantState::off ? kFloatBits : at->second->bits();
+  return at == all.end() ? kFloatBits : at->second;
 }
 
 }  // namespace
@@ -43,16 +43,30 @@ void set_quant_state(Module& model, QuantState s, std::string_view reason) {
   for (const auto& [name, q] : quantizers(model)) q->set_quant_state(s, reason);
 }
 
+std::set<std::string> quantizer_state(Module& model) {
+  std::set<std::string> names;
+  for (const auto& [path, m] : model.modules())
+    if (dynamic_cast<Quantizer*>(m))
+      for (const auto& [name, t] : m->state()) names.insert(join_name(path, name));
+  return names;
+}
+
+std::map<std::string, int> slot_bits(Module& model) {
+  std::map<std::string, int> bits;
+  for (const auto& [name, q] : quantizers(model))
+    if (q->quant_state() != QuantState::off) bits[name] = q->bits();
+  return bits;
+}
+
 std::vector<LayerBits> bit_map(Module& model) {
-  const auto list = quantizers(model);
-  const std::map<std::string, Quantizer*> all(list.begin(), list.end());
+  const std::map<std::string, int> all = slot_bits(model);
   std::map<std::string, int64_t> sizes;
   for (const NamedParameter& p : model.parameters()) sizes[p.name] = p.parameter->var.numel();
   std::vector<LayerBits> rows;
   for (const NamedSlot& s : model.slots()) {
     if (!s.name.ends_with(".weight")) continue;
     const std::string layer = s.name.substr(0, s.name.size() - 7);
-    rows.push_back({layer, slot_bits(all, s.name), slot_bits(all, input_slot(layer)), sizes[s.name]});
+    rows.push_back({layer, bits_of(all, s.name), bits_of(all, input_slot(layer)), sizes[s.name]});
   }
   return rows;
 }

@@ -31,14 +31,7 @@ Experiment open_experiment(const Options& given, bool training, Log& log) {
   bool classes_in_file = false;
   if (have_weights) {
     weights = load_weights(o.text("weights"));
-    for (const auto& [name, value] : saved_settings(weights)) {
-      if (!find_option(name, o.verb().mask)) continue;
-      if (name == "num-classes") {
-        if (training || o.given(name)) continue;
-        classes_in_file = true;
-      }
-      o.set(name, value, OptionOrigin::weight_file);
-    }
+    classes_in_file = take_saved_settings(o, weights, !training && !o.given("num-classes"));
   }
   e.data = open_data(o, model_config(o, o.integer("num-classes")), training);
   const VitConfig config = model_config(o, class_count(o, e.data, training, classes_in_file));

@@ -9,6 +9,8 @@
 #include "train/apps/run_main.h"
 #include "train/apps/verbs.h"
 #include "train/metrics/sha256.h"
+#include "train/step/bench.h"
+#include "train/step/quantize.h"
 #include "train/step/stop.h"
 #include "train/step/summary.h"
 #include "train/step/trainer.h"
@@ -16,23 +18,39 @@
 namespace lowbit {
 namespace {
 
-std::unique_ptr<VisionTransformer> open_teacher(const Options& o, const VitConfig& student, Log& log) {
-  if (o.text("teacher").empty()) return nullptr;
-  VitConfig c = vit_config(o.text("teacher"));
-  c.classes = student.classes, c.image_size = student.image_size;
+/// The teacher is what its weight file says, quantizers included; --teacher names the architecture of files
+/// that do not say it. It sees the images of the student.
+std::unique_ptr<VisionTransformer> open_teacher(const Options& o, const VitConfig& student,
+                                                const DataSets& data, Log& log) {
+  if (o.text("teacher-weights").empty()) return nullptr;
+  const WeightFile file = load_weights(o.text("teacher-weights"));
+  Options t(*find_verb("eval"));
+  take_saved_settings(t, file);
+  if (!o.text("teacher").empty()) t.set("model", o.text("teacher"), OptionOrigin::command_line);
+  LOWBIT_CHECK(t.given("model"), usage, "train", "--teacher-weights ", file.path,
+               " does not say its model; it needs --teacher NAME");
+  VitConfig c = model_config(t, student.classes);
+  LOWBIT_CHECK(!t.given("num-classes") || t.integer("num-classes") == student.classes, usage, "train",
+               "the teacher has ", t.integer("num-classes"), " classes, the student ", student.classes);
+  for (const char* statistic : {"mean", "std"})
+    LOWBIT_CHECK(
+        !t.given(statistic) || input_statistic(t, c, statistic) == input_statistic(o, student, statistic),
+        usage, "train", "the teacher was trained with --", statistic, " ", t.raw(statistic),
+        "; the student sees the same images, so give it the same");
+  c.image_size = student.image_size;
   auto teacher = std::make_unique<VisionTransformer>(c, 0);
-  for (const std::string& note : load_into(*teacher, load_weights(o.text("teacher-weights")), false, false))
-    log.info("teacher " + note);
+  quantize(*teacher, t);
+  for (const std::string& note : load_into(*teacher, file, false, false)) log.info("teacher " + note);
+  calibrate(*teacher, t, data, log);
   teacher->eval();
-  log.info("teacher: " + model_line(*teacher) + ", " + o.text("teacher-weights"));
+  log.info("teacher: " + model_line(*teacher) + ", " + file.path);
   return teacher;
 }
 
 /// What can be said before any file is read.
 void check_training_options(const Options& o) {
-  LOWBIT_CHECK(o.text("teacher").empty() == o.text("teacher-weights").empty(), usage, "train",
-               o.text("teacher").empty() ? "--teacher-weights needs --teacher NAME"
-                                         : "--teacher needs --teacher-weights FILE");
+  LOWBIT_CHECK(o.text("teacher").empty() || !o.text("teacher-weights").empty(), usage, "train",
+               "--teacher needs --teacher-weights FILE");
   optimizer_options(o), schedule_options(o, 1);
 }
 
@@ -139,7 +157,7 @@ int run_train(const Options& given, const std::vector<std::string>& command_line
   Experiment e = open_experiment(given, true, log);
   const Options& o = e.options;
   VisionTransformer& model = *e.model;
-  const auto teacher = open_teacher(o, model.config(), log);
+  const auto teacher = open_teacher(o, model.config(), e.data, log);
   Trainer trainer(o, model, teacher.get(), e.data, log);
   if (o.flag("dry-run")) {
     print_plan(o, model, trainer, e.data);

@@ -2,12 +2,15 @@
 
 #include <algorithm>
 #include <chrono>
+#include <map>
 
 #include "autograd/core/node.h"
 #include "autograd/ops/cross_entropy.h"
 #include "tensor/core/allocator.h"
+#include "tensor/core/context.h"
 #include "tensor/engine/gemm_int8.h"
 #include "train/optim/optimizer.h"
+#include "train/step/summary.h"
 
 namespace lowbit {
 namespace {
@@ -28,6 +31,31 @@ Tensor pattern(const Shape& s) {
   return t;
 }
 
+/// Images and labels of a fixed pattern.
+struct PatternBatch {
+  Variable images;
+  Tensor labels;
+  PatternBatch(const VitConfig& c, int64_t n)
+      : images(pattern({n, c.in_channels, c.image_size, c.image_size})),
+        labels(Tensor::empty({n}, DType::i64)) {
+    for (int64_t i = 0; i < n; ++i) labels.data<int64_t>()[i] = i % c.classes;
+  }
+};
+
+struct Pass {
+  double forward, backward;             ///< seconds
+  std::map<std::string, size_t> saved;  ///< bytes kept for backward by op
+};
+Pass timed_pass(VisionTransformer& model, const PatternBatch& data) {
+  const double begin = now();
+  const Variable loss = cross_entropy(model(data.images), data.labels);
+  Pass p{now() - begin, 0, saved_memory(loss)};
+  const double middle = now();
+  loss.backward();
+  p.backward = now() - middle;
+  return p;
+}
+
 /// Median seconds of f(), repeated for about `seconds`.
 template <class F>
 double timed(double seconds, F f) {
@@ -45,10 +73,7 @@ double timed(double seconds, F f) {
 }  // namespace
 
 StepTiming time_steps(VisionTransformer& model, int64_t batch, double seconds) {
-  const VitConfig& c = model.config();
-  const Variable images(pattern({batch, c.in_channels, c.image_size, c.image_size}));
-  Tensor labels = Tensor::empty({batch}, DType::i64);
-  for (int64_t i = 0; i < batch; ++i) labels.data<int64_t>()[i] = i % c.classes;
+  const PatternBatch data(model.config(), batch);
   ParameterArena arena(model.parameters());
   Optimizer optimizer(arena, {});
   model.train();
@@ -58,28 +83,41 @@ StepTiming time_steps(VisionTransformer& model, int64_t batch, double seconds) {
   for (int pass = 0; pass < 5 || now() < end; ++pass) {
     allocator({}).reset_peak();
     const size_t live = allocator({}).stats().live;
-    const double t0 = now();
     optimizer.zero_grad();
-    const Variable loss = cross_entropy(model(images), labels);
-    const double t1 = now();
-    if (pass == 1) {
-      for (const auto& [op, bytes] : saved_memory(loss)) r.saved_bytes += bytes;
-    }
-    const double t2 = now();
-    loss.backward();
-    const double t3 = now();
+    const Pass p = timed_pass(model, data);
+    const double begin = now();
     optimizer.step(1e-5);
-    const double t4 = now();
+    const double updated = now() - begin;
     if (pass < 2) continue;
+    r.saved_bytes = 0;
+    for (const auto& [op, bytes] : p.saved) r.saved_bytes += bytes;
     r.peak_bytes = std::max(r.peak_bytes, allocator({}).stats().peak - live);
-    forward.push_back(t1 - t0), backward.push_back(t3 - t2), update.push_back(t4 - t3);
+    forward.push_back(p.forward), backward.push_back(p.backward), update.push_back(updated);
   }
   r.forward = median(forward), r.backward = median(backward), r.optimizer = median(update),
   r.repeats = int(forward.size());
   model.eval();
   NoGrad off;
-  r.eval = timed(seconds / 4, [&] { model(images); });
+  r.eval = timed(seconds / 4, [&] { model(data.images); });
   return r;
+}
+
+StepEstimate estimate_step(VisionTransformer& model, int64_t batch) {
+  const PatternBatch data(model.config(), std::min<int64_t>(batch, 8));
+  const double factor = double(batch) / double(data.labels.size(0));
+  const uint64_t generator = context().generator.state();
+  StepEstimate e;
+  for (int i = 0; i < 2; ++i) {  // the first fills caches
+    const Pass p = timed_pass(model, data);
+    e = {factor * (p.forward + p.backward), 0, ""};
+    for (const auto& [op, bytes] : p.saved) {
+      e.saved_bytes += size_t(double(bytes) * factor);
+      if (bytes > 0) e.per_op += str_cat("  ", op, ": ", bytes_text(double(bytes) * factor), "\n");
+    }
+    for (const NamedParameter& q : model.parameters()) q.parameter->var.zero_grad();
+  }
+  context().generator.set_state(generator);
+  return e;
 }
 
 std::vector<ProductTiming> time_products(const VitConfig& c, int64_t batch, double seconds) {

@@ -1,5 +1,8 @@
 #pragma once
-// Timing of whole training steps, for `lowbit bench` and benchmarks/step_bench.
+// Timing of whole training steps, for `lowbit bench`, --dry-run and benchmarks/step_bench.
+
+#include <string>
+#include <vector>
 
 #include "nn/models/vit.h"
 
@@ -15,6 +18,14 @@ struct StepTiming {
 
 /// Steps of AdamW on `batch` images for about `seconds`, after two warm-up steps. The model is changed.
 StepTiming time_steps(VisionTransformer& model, int64_t batch, double seconds);
+
+struct StepEstimate {
+  double seconds = 0;      ///< of one step at `batch`
+  size_t saved_bytes = 0;  ///< kept for backward, scaled to `batch`
+  std::string per_op;      ///< table of saved bytes by op
+};
+/// Runs one forward and backward of at most 8 images and scales to `batch`. Leaves no gradients behind.
+StepEstimate estimate_step(VisionTransformer& model, int64_t batch);
 
 struct ProductTiming {
   std::string name;

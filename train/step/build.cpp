@@ -6,6 +6,7 @@
 
 #include "data/core/synthetic.h"
 #include "data/image/image_folder.h"
+#include "quant/scheme/scheme.h"
 
 namespace lowbit {
 namespace {
@@ -109,16 +110,6 @@ void open_synthetic(const Options& o, const VitConfig& c, bool with_train, DataS
 
 bool is_head(const std::string& name) { return name.starts_with("head.") || name.starts_with("head_dist."); }
 
-/// Parameters and buffers that belong to the transforms in slots, not to the float model.
-std::set<std::string> quantizer_state(VisionTransformer& model) {
-  std::set<std::string> names;
-  VisionTransformer plain(model.config(), 0);
-  const auto bare = plain.state();
-  for (const auto& [name, t] : model.state())
-    if (!bare.contains(name)) names.insert(name);
-  return names;
-}
-
 constexpr const char* kSavedOptions[] = {"model",     "image-size", "patch-size", "embed-dim",    "depth",
                                          "heads",     "mlp-ratio",  "wbits",      "abits",        "edge-bits",
                                          "quantizer", "use-offset", "crop-pct",   "interpolation"};
@@ -182,14 +173,28 @@ StringMap saved_settings(const WeightFile& file) {
   return s;
 }
 
+bool take_saved_settings(Options& o, const WeightFile& file, bool classes) {
+  bool taken = false;
+  for (const auto& [name, value] : saved_settings(file)) {
+    const bool is_classes = name == "num-classes";
+    if (!find_option(name, o.verb().mask) || (is_classes && !classes)) continue;
+    o.set(name, value, OptionOrigin::weight_file);
+    taken = taken || is_classes;
+  }
+  return taken;
+}
+
+std::string input_statistic(const Options& o, const VitConfig& c, const std::string& which) {
+  TransformOptions t;
+  statistics(o, c, t);
+  return numbers(which == "mean" ? t.normalization.mean : t.normalization.std);
+}
+
 StringMap settings_to_save(const Options& o, const VitConfig& c) {
   StringMap s;
   for (const char* name : kSavedOptions) s[std::string(kPrefix) + name] = o.raw(name);
   s[std::string(kPrefix) + "num-classes"] = std::to_string(c.classes);
-  TransformOptions t;
-  statistics(o, c, t);  // the model's own where the options name none
-  s[std::string(kPrefix) + "mean"] = numbers(t.normalization.mean);
-  s[std::string(kPrefix) + "std"] = numbers(t.normalization.std);
+  for (const char* name : {"mean", "std"}) s[std::string(kPrefix) + name] = input_statistic(o, c, name);
   return s;
 }
 

@@ -32,6 +32,13 @@ DataSets open_data(const Options& o, const VitConfig& c, bool with_train);
 /// nothing; the number of classes then comes from the rows of `head.weight`.
 StringMap saved_settings(const WeightFile& file);
 
+/// Gives the options that are not set otherwise the values that the file names, the number of classes only
+/// when `classes`. True when it was taken.
+bool take_saved_settings(Options& o, const WeightFile& file, bool classes = true);
+
+/// "mean" or "std" of the model's input as text "R,G,B": the option's, else the model's own.
+std::string input_statistic(const Options& o, const VitConfig& c, const std::string& which);
+
 /// Options of the run that a weight file should carry, so that eval needs no more than the file.
 StringMap settings_to_save(const Options& o, const VitConfig& c);
 

@@ -23,14 +23,6 @@ std::string bit_map_text(VisionTransformer& model);
 /// "deit_tiny_patch16_224, 5.72 M parameters, 1.25 G multiply-adds, 20.1 G bit operations, weights 2.9 MB".
 std::string model_line(VisionTransformer& model);
 
-struct StepEstimate {
-  double seconds = 0;      ///< of one step at `batch`
-  size_t saved_bytes = 0;  ///< kept for backward, scaled to `batch`
-  std::string per_op;      ///< table of saved bytes by op
-};
-/// Runs one forward and backward of at most 8 images and scales to `batch`. Leaves no gradients behind.
-StepEstimate estimate_step(VisionTransformer& model, int64_t batch);
-
 std::string bytes_text(double bytes);  ///< "28.3 MiB"
 std::string count_text(double count);  ///< "1.25 G"
 

@@ -5,6 +5,7 @@
 #include <filesystem>
 #include <nlohmann/json.hpp>
 
+#include "tensor/io/safetensors.h"
 #include "tests/train/apps/process.h"
 
 namespace lowbit::test {
@@ -70,6 +71,35 @@ TEST_F(FilesTest, WeightsStartAnotherTraining) {
   EXPECT_EQ(args.at("options").at("wbits").at("value"), "4");
   EXPECT_EQ(args.at("options").at("wbits").at("origin"), "weight file");
   EXPECT_EQ(args.at("options").at("max-steps").at("origin"), "command line");
+}
+
+TEST_F(FilesTest, TheTeacherIsWhatItsFileSays) {
+  const Words student =
+      Words{"train",       "--output", *dir / "student", "--synthetic", "--limit-train", "8",
+            "--limit-val", "4",        "--max-steps",    "1",           "--num-classes", "5"} +
+      tiny_model();
+  const std::string teacher = run + "/best.safetensors";
+  const Outcome r = lowbit_run(student + Words{"--run", "s", "--teacher-weights", teacher});
+  EXPECT_EQ(r.code, 0) << r.err;
+  const size_t line = r.err.find("teacher: tinyvit_patch8_64");
+  ASSERT_NE(line, std::string::npos) << r.err;
+  EXPECT_NE(r.err.find("of quantizers", line), std::string::npos) << "it is quantized, the student is not";
+  EXPECT_EQ(r.err.find("of quantizers"), r.err.find("of quantizers", line));
+  // Another size, number of classes or normalisation cannot teach.
+  EXPECT_EQ(
+      lowbit_run(student + Words{"--teacher-weights", teacher, "--teacher", "deit_tiny_patch16_224"}).code,
+      3);
+  const Outcome classes = lowbit_run(student + Words{"--teacher-weights", teacher, "--num-classes", "7"});
+  EXPECT_EQ(classes.code, 2) << classes.err;
+  EXPECT_NE(classes.complaint().find("5 classes"), std::string::npos) << classes.err;
+  const Outcome mean = lowbit_run(student + Words{"--teacher-weights", teacher, "--mean", "0,0,0"});
+  EXPECT_EQ(mean.code, 2) << mean.err;
+  EXPECT_NE(mean.complaint().find("--mean"), std::string::npos) << mean.err;
+  TensorFile f = load_safetensors(teacher);
+  save_safetensors(*dir / "nameless.safetensors", f.tensors, {});
+  const Outcome nameless = lowbit_run(student + Words{"--teacher-weights", *dir / "nameless.safetensors"});
+  EXPECT_EQ(nameless.code, 2) << nameless.err;
+  EXPECT_NE(nameless.complaint().find("--teacher NAME"), std::string::npos) << nameless.err;
 }
 
 TEST_F(FilesTest, InspectListsTensorsAndSettings) {
