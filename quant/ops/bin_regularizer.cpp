@@ -1,125 +1,72 @@
 #include "quant/ops/bin_regularizer.h"
 
-#include <vector>
+#include <algorithm>
 
 #include "autograd/core/node.h"
+#include "tensor/engine/pointwise.h"
+#include "tensor/engine/reduce.h"
 
 namespace lowbit {
 namespace {
 
-/// Count, mean and variance of w_c per bin; a bin that contributes nothing has count 0.
-struct Bin {
-  int64_t count = 0;
-  double mean = 0, variance = 0;
-};
-
-template <class T>
-struct Weight {
-  const T* w;
-  int64_t n;
-  T a;
-  Levels levels;
-  T u(int64_t i) const { return w[i] / a; }
-  T clipped(T u) const {
-    const T top = u < T(levels.hi) ? u : T(levels.hi);
-    return top > T(levels.lo) ? top : T(levels.lo);
-  }
-  T mask(T u) const {
-    if (u == T(levels.lo) || u == T(levels.hi)) return T(0.5);
-    return u > T(levels.lo) && u < T(levels.hi) ? T(1) : T(0);
-  }
-};
-
-template <class T>
-T effective_scale(const Variable& scale, const BinRegularizerSettings& s) {
-  const T alpha = scale.data().packed().data_const<T>()[s.slot];
-  if (!s.published_scale) return alpha;
-  const T part = alpha * T(s.grad_scale);
-  return (alpha - part) + part;
+void forward_cpu(const BinFwdArgs& a, Stream) {
+  dispatch_real(a.b.w.dtype, [&]<class T>(T) {
+    const int64_t n = a.b.w.numel(), chunks = ceil_div(n, kChunk);
+    const BinCall b = a.b;
+    const T scale = bin_scale<T>(b);
+    BinSums* const sums = a.sums.as<BinSums>();
+    parallel_for(chunks, cpu::kGrain / kChunk, [&](int64_t begin, int64_t end) {
+      for (int64_t c = begin; c < end; ++c) {
+        BinSums* const own = sums + c * b.bins();
+        std::fill_n(own, b.bins(), BinSums{0, 0, 0});
+        for (int64_t i = c * kChunk; i < std::min(n, (c + 1) * kChunk); ++i) {
+          const BinElement<T> e = bin_element(b, scale, i);
+          bin_add(own[int(e.q) - b.lo], e.d);
+        }
+      }
+    });
+    bin_finish<T>(b, sums, chunks, n, a.means.as<BinMean>(), a.y.as<T>());
+  });
 }
 
-template <class T>
-std::vector<Bin> bins_of(const Weight<T>& w, MembershipTest membership, double& mse) {
-  const int lo = w.levels.lo;
-  std::vector<Bin> bins(size_t(w.levels.hi - lo + 1));
-  mse = 0;
-  for (int64_t i = 0; i < w.n; ++i) {
-    const T c = w.clipped(w.u(i)), q = math::rint(c);
-    const double d = double(q * w.a - c * w.a);
-    mse += d * d;
-    Bin& b = bins[size_t(int(q) - lo)];
-    ++b.count, b.mean += double(c * w.a);
-  }
-  mse /= double(w.n);
-  for (size_t k = 0; k < bins.size(); ++k) {
-    const T level = T(int(k) + lo);
-    const bool hit = membership == MembershipTest::exact || (level * w.a) / w.a == level;
-    if (!hit || bins[k].count < 2)
-      bins[k].count = 0;
-    else
-      bins[k].mean /= double(bins[k].count);
-  }
-  for (int64_t i = 0; i < w.n; ++i) {
-    const T c = w.clipped(w.u(i));
-    Bin& b = bins[size_t(int(math::rint(c)) - lo)];
-    const double d = double(c * w.a) - b.mean;
-    if (b.count) b.variance += d * d / double(b.count - 1);
-  }
-  return bins;
+void backward_cpu(const BinBwdArgs& a, Stream) {
+  dispatch_real(a.b.w.dtype, [&]<class T>(T) {
+    const int64_t n = a.b.w.numel();
+    const BinCall b = a.b;
+    const T scale = bin_scale<T>(b), gy = *a.gy.as<const T>();
+    T* const dw = a.dw.as<T>();
+    const BinMean* const means = a.means.as<const BinMean>();
+    const double sum =
+        cpu::sum(n, [=](int64_t i) { return bin_backward(b, means, gy, dw, double(n), scale, i); });
+    if (a.dscale.data) a.dscale.as<T>()[b.slot] = T(b.g * sum);
+  });
 }
 
 struct BinRegularizerNode final : Node {
   Saved w, scale;
-  BinRegularizerSettings settings;
-  std::vector<Bin> bins;
+  Tensor means;
+  BinCall call{};
   const char* name() const override { return "bin_regularizer"; }
-  template <class T>
-  void run(const Tensor& gy, GradSink& gx) {
-    const Variable s(scale.get(name(), 1));
-    const Tensor values = w.get(name(), 0);
-    const Weight<T> v{values.data_const<T>(), values.numel(), effective_scale<T>(s, settings),
-                      settings.levels};
-    const double g = double(gy.data_const<T>()[0]);
-    Tensor dw = gx.wants(0) ? gx.alloc(0) : Tensor{};
-    T* out = dw.defined() ? dw.data<T>() : nullptr;
-    double da = 0;
-    for (int64_t i = 0; i < v.n; ++i) {
-      const T u = v.u(i), c = v.clipped(u), m = v.mask(u), q = math::rint(c);
-      const Bin& b = bins[size_t(int(q) - settings.levels.lo)];
-      double d = 2 * double(c * v.a - q * v.a) / double(v.n);
-      if (b.count) d += 2 * (double(c * v.a) - b.mean) / double(b.count - 1);
-      if (out) out[i] = T(g * d) * m;
-      da += d * double(c - m * u);
-    }
-    if (out) gx.add(0, dw);
-    if (gx.wants(1)) {
-      Tensor ds = Tensor::zeros(s.shape(), s.dtype());
-      ds.data<T>()[settings.slot] = T(g * settings.grad_scale * da);
-      gx.add(1, ds);
-    }
-  }
   void backward(const Tensor& gy, GradSink& gx) override {
-    if (gy.dtype() == DType::f64)
-      run<double>(gy, gx);
-    else
-      run<float>(gy, gx);
+    BinCall b = call;
+    b.w = w.get(name(), 0).view(), b.scale = scale.get(name(), 1).view();
+    Tensor dw = gx.wants(0) ? gx.alloc(0) : Tensor{}, ds = gx.wants(1) ? gx.alloc(1) : Tensor{};
+    if (ds.defined()) ds.fill(0);
+    Tensor da = Tensor::empty({bin_workspace(b.w.numel())}, DType::f64, gy.device());
+    const auto view_of = [](Tensor& t) { return t.defined() ? t.mutable_view() : View{}; };
+    bin_regularizer_bwd({b, means.view(), gy.view(), view_of(dw), da.mutable_view(), view_of(ds)},
+                        gy.device());
+    if (dw.defined()) gx.add(0, dw);
+    if (ds.defined()) gx.add(1, ds);
   }
   void release() override { w.release(), scale.release(); }
-  std::vector<Tensor> saved() const override { return {w.peek(), scale.peek()}; }
+  std::vector<Tensor> saved() const override { return {w.peek(), scale.peek(), means}; }
 };
 
-template <class T>
-Tensor forward(const Variable& w, const Variable& scale, const BinRegularizerSettings& s,
-               std::vector<Bin>& bins) {
-  const Tensor values = w.data().packed();
-  double sum = 0;
-  bins = bins_of(Weight<T>{values.data_const<T>(), values.numel(), effective_scale<T>(scale, s), s.levels},
-                 s.membership, sum);
-  for (const Bin& b : bins) sum += b.variance;
-  return Tensor::full({1}, sum, dtype_of<T>);
-}
-
 }  // namespace
+
+constinit KernelSlot<BinFwdArgs> bin_regularizer_fwd{"bin_regularizer.fwd", forward_cpu};
+constinit KernelSlot<BinBwdArgs> bin_regularizer_bwd{"bin_regularizer.bwd", backward_cpu};
 
 Variable bin_regularizer(const Variable& w, const Variable& scale, const BinRegularizerSettings& s) {
   LOWBIT_CHECK(s.slot >= 0 && s.slot < scale.numel(), value, "bin_regularizer",
@@ -127,12 +74,24 @@ Variable bin_regularizer(const Variable& w, const Variable& scale, const BinRegu
   LOWBIT_CHECK(w.dtype() == scale.dtype() && (w.dtype() == DType::f32 || w.dtype() == DType::f64), dtype,
                "bin_regularizer", "w and scale must be f32 or f64 (got w=", w.str(), ", scale=", scale.str(),
                ")");
+  LOWBIT_CHECK(w.numel() > 0, value, "bin_regularizer", "w must have elements (got ", w.str(), ")");
+  const Tensor values = w.data().packed(), scales = scale.data().packed();
   auto node = std::make_shared<BinRegularizerNode>();
-  Tensor y = w.dtype() == DType::f64 ? forward<double>(w, scale, s, node->bins)
-                                     : forward<float>(w, scale, s, node->bins);
-  node->w.set(w.data().packed());
-  node->scale.set(scale.data().packed());
-  node->settings = s;
+  node->w.set(values), node->scale.set(scales);
+  node->call = {values.view(),
+                scales.view(),
+                s.slot,
+                s.grad_scale,
+                s.levels.lo,
+                s.levels.hi,
+                s.published_scale,
+                s.membership == MembershipTest::exact};
+  const int64_t bins = node->call.bins();
+  node->means = Tensor::empty({bins, 2}, DType::f64, w.device());
+  Tensor sums = Tensor::empty({ceil_div(w.numel(), kChunk), bins, 3}, DType::f64, w.device());
+  Tensor y = Tensor::empty({1}, w.dtype(), w.device());
+  bin_regularizer_fwd({node->call, sums.mutable_view(), node->means.mutable_view(), y.mutable_view()},
+                      w.device());
   return record(std::move(y), std::move(node), {w, scale});
 }
 
