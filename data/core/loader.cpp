@@ -57,6 +57,7 @@ struct Loader::Impl {
   std::condition_variable may_read, progress;
   bool stop = false;
   std::vector<int64_t> order;
+  std::vector<int32_t> visit;  ///< how often the sample of a task came before in this epoch
   int64_t epoch = 0, next_task = 0, end_task = 0;
   int64_t next_batch = 0;  ///< that next() will return; the one before it is in the consumer's hands
   int64_t in_flight = 0;
@@ -97,6 +98,8 @@ void Loader::Impl::recycle(int64_t b) {
 void Loader::Impl::run_task(std::unique_lock<std::mutex>& lock) {
   const int64_t task = next_task++, batch = task / o.batch, position = task % o.batch;
   const int64_t index = order[size_t(task)];
+  RngKey key = sample_key(o.seed, epoch, index);
+  key.offset = uint64_t(visit[size_t(task)]) << 32;  // a repeated sample draws anew
   Slot& s = slot(batch);
   ++in_flight;
   lock.unlock();
@@ -111,7 +114,7 @@ void Loader::Impl::run_task(std::unique_lock<std::mutex>& lock) {
       --v.ndim;
       out[f] = v;
     }
-    dataset->read(index, sample_key(o.seed, epoch, index), {out.data(), s.views.size()});
+    dataset->read(index, key, {out.data(), s.views.size()});
   } catch (...) {
     error = std::current_exception();
   }
@@ -180,13 +183,17 @@ void Loader::start(int64_t epoch, int64_t first_batch) {
   LOWBIT_CHECK(first_batch >= 0 && first_batch <= count, value, "loader", "first batch must be 0 … ", count,
                " (got ", first_batch, ")");
   std::vector<int64_t> order = m.sampler->epoch(epoch);
+  std::vector<int32_t> visit, seen(size_t(m.dataset->size()));
+  visit.reserve(order.size());
   for (int64_t i : order) {
     LOWBIT_CHECK(i >= 0 && i < m.dataset->size(), value, "loader", "sampler must name existing samples (got ",
                  i, " of ", m.dataset->size(), ")");
+    visit.push_back(seen[size_t(i)]++);
   }
   std::unique_lock lock(m.mutex);
   m.abandon(lock);
   m.order = std::move(order);
+  m.visit = std::move(visit);
   m.epoch = epoch;
   m.end_task = std::min(int64_t(m.order.size()), count * m.o.batch);
   m.next_task = std::min(first_batch * m.o.batch, m.end_task);

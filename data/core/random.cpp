@@ -10,7 +10,13 @@
 namespace lowbit {
 
 namespace {
-constexpr uint64_t kSampleTag = uint64_t(0xD1) << 56, kOrderTag = uint64_t(0xD2) << 56;
+enum class Tag : uint8_t { sample = 0xD1, order = 0xD2, batch = 0xD3, erasing = 0xD4 };
+
+RngKey tagged_key(Tag tag, uint64_t seed, int64_t epoch, int64_t index) {
+  LOWBIT_CHECK(epoch >= 0 && epoch < (1 << 24) && index >= 0 && index <= UINT32_MAX, value, "random",
+               "epoch must be below 2^24 and index below 2^32 (got ", epoch, ", ", index, ")");
+  return {seed, uint64_t(tag) << 56 | uint64_t(epoch) << 32 | uint64_t(index), 0, nullptr};
+}
 
 /// Gamma(a, 1): Marsaglia & Tsang 2000; for a < 1 through Gamma(a + 1)·U^(1/a).
 double gamma(double a, Draws& draws) {
@@ -34,12 +40,17 @@ double Draws::beta(double a) {
 }
 
 RngKey sample_key(uint64_t seed, int64_t epoch, int64_t index) {
-  LOWBIT_CHECK(epoch >= 0 && epoch < (1 << 24) && index >= 0 && index <= UINT32_MAX, value, "sample_key",
-               "epoch must be below 2^24 and index below 2^32 (got ", epoch, ", ", index, ")");
-  return {seed, kSampleTag | uint64_t(epoch) << 32 | uint64_t(index), 0, nullptr};
+  return tagged_key(Tag::sample, seed, epoch, index);
 }
-
-RngKey epoch_key(uint64_t seed, int64_t epoch) { return {seed, kOrderTag | uint64_t(epoch), 0, nullptr}; }
+RngKey epoch_key(uint64_t seed, int64_t epoch) {
+  return {seed, uint64_t(Tag::order) << 56 | uint64_t(epoch), 0, nullptr};
+}
+RngKey batch_key(uint64_t seed, int64_t epoch, int64_t batch) {
+  return tagged_key(Tag::batch, seed, epoch, batch);
+}
+RngKey erasing_key(uint64_t seed, int64_t epoch, int64_t position) {
+  return tagged_key(Tag::erasing, seed, epoch, position);
+}
 
 std::vector<int64_t> permutation(int64_t n, const RngKey& key) {
   std::vector<int64_t> order(static_cast<size_t>(n));

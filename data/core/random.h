@@ -9,10 +9,14 @@
 
 namespace lowbit {
 
-/// Key of the draws for one sample, resp. for the order of an epoch. Streams carry a tag in their top byte so
-/// that they never meet those of dropout or of initialisation; epoch < 2^24, index < 2^32.
+/// Keys of the draws for one sample, for the order of an epoch, for a batch as a whole and for what is done
+/// to an image once its batch is complete (`position`: in the epoch). Streams carry a tag in their top byte
+/// so that they never meet each other's or those of dropout and initialisation; epoch < 2^24, index, batch,
+/// position < 2^32.
 RngKey sample_key(uint64_t seed, int64_t epoch, int64_t index);
 RngKey epoch_key(uint64_t seed, int64_t epoch);
+RngKey batch_key(uint64_t seed, int64_t epoch, int64_t batch);
+RngKey erasing_key(uint64_t seed, int64_t epoch, int64_t position);
 
 /// The permutation of 0 … n − 1 that the key names (Fisher-Yates).
 std::vector<int64_t> permutation(int64_t n, const RngKey& key);

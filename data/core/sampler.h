@@ -46,4 +46,27 @@ class ListSampler final : public Sampler {
   std::vector<int64_t> order_;
 };
 
+/// What one of `replicas` processes visits of an order: every replicas-th entry from `rank` on, of the order
+/// repeated from its head until it divides evenly (as PyTorch's DistributedSampler).
+std::vector<int64_t> shard(const std::vector<int64_t>& order, int64_t replicas, int64_t rank);
+
+/// Repeated augmentation (Hoffer et al. 2020): each index of the order `repeats` times in a row, sharded, and
+/// of a shard as many as an epoch without repetition would have, ⌊n/256⌋·256/replicas (all ⌊n/replicas⌋ if n
+/// < 256).
+std::vector<int64_t> repeated_shard(const std::vector<int64_t>& order, int64_t repeats, int64_t replicas,
+                                    int64_t rank);
+
+/// Shuffled epochs with repeated augmentation, for one process. A repeated image is another crop: the draws
+/// of a sample differ by its visit.
+class RepeatedSampler final : public Sampler {
+ public:
+  RepeatedSampler(int64_t n, int64_t repeats, uint64_t seed) : n_(n), repeats_(repeats), seed_(seed) {}
+  int64_t size() const override;
+  std::vector<int64_t> epoch(int64_t e) const override;
+
+ private:
+  int64_t n_, repeats_;
+  uint64_t seed_;
+};
+
 }  // namespace lowbit

@@ -211,7 +211,8 @@ ImageList read_image_list(const std::string& root, const std::string& list_file)
 
 std::vector<Dataset::Field> ImageDataset::fields() const {
   const int64_t size = transform_.options().size;
-  return {{"image", Shape{3, size, size}, DType::f32}, {"label", Shape{}, DType::i64}};
+  return {{"image", Shape{3, size, size}, form_ == Form::pixels ? DType::u8 : DType::f32},
+          {"label", Shape{}, DType::i64}};
 }
 
 void ImageDataset::read(int64_t index, const RngKey& key, std::span<const View> out) const {
@@ -226,7 +227,10 @@ void ImageDataset::read(int64_t index, const RngKey& key, std::span<const View> 
   decode_image(s.bytes, path, s.decoded, decoder_);
   PhiloxDraws draws(key);
   transform_.pixels(s.decoded.view(), draws, s.transform, s.pixels);
-  normalize_chw(s.pixels, transform_.options().normalization, out[0].as<float>());
+  if (form_ == Form::pixels)
+    planes_chw(s.pixels, out[0].as<uint8_t>());
+  else
+    normalize_chw(s.pixels, transform_.options().normalization, out[0].as<float>());
   *out[1].as<int64_t>() = list_.labels[size_t(index)];
 }
 

@@ -37,11 +37,14 @@ ImageList open_image_split(const std::string& root, const std::string& split);
 /// are the ids. Errors  io, with the line number
 ImageList read_image_list(const std::string& root, const std::string& list_file);
 
-/// Fields: "image" f32 [3, size, size], normalised, and "label" i64 []. One decode for each sample.
+/// Fields: "image" f32 [3, size, size], normalised (u8 for `pixels`, which a BatchAugment finishes), and
+/// "label" i64 []. One decode for each sample.
 class ImageDataset final : public Dataset {
  public:
-  ImageDataset(ImageList list, const TransformOptions& transform, Decoder decoder = Decoder::auto_)
-      : list_(std::move(list)), transform_(transform), decoder_(decoder) {}
+  enum class Form : uint8_t { normalized, pixels };
+  ImageDataset(ImageList list, const TransformOptions& transform, Decoder decoder = Decoder::auto_,
+               Form form = Form::normalized)
+      : list_(std::move(list)), transform_(transform), decoder_(decoder), form_(form) {}
   int64_t size() const override { return list_.size(); }
   std::vector<Field> fields() const override;
   void read(int64_t index, const RngKey& key, std::span<const View> out) const override;
@@ -51,6 +54,7 @@ class ImageDataset final : public Dataset {
   ImageList list_;
   ImageTransform transform_;
   Decoder decoder_;
+  Form form_;
 };
 
 }  // namespace lowbit

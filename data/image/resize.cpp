@@ -210,6 +210,11 @@ void crop_reflected(const ImageView& src, int top, int left, Image& out) {
   }
 }
 
+void flip_vertical(Image& image) {
+  for (int y = 0; y < image.height() / 2; ++y)
+    std::swap_ranges(image.row(y), image.row(y) + image.stride(), image.row(image.height() - 1 - y));
+}
+
 void flip_horizontal(Image& image) {
   for (int y = 0; y < image.height(); ++y) {
     uint8_t* row = image.row(y);
@@ -218,18 +223,34 @@ void flip_horizontal(Image& image) {
   }
 }
 
-void normalize_chw(const Image& image, const Normalization& n, float* out) {
-  float table[3][256];  // 256 values of each channel; the table is what makes the divisions free
-  for (int c = 0; c < 3; ++c) {
-    for (int v = 0; v < 256; ++v) table[c][v] = (float(v) / 255.0f - n.mean[c]) / n.std[c];
+namespace {
+/// The 256 values of a channel; the table is what makes the divisions free.
+struct NormalizationTable {
+  NormalizationTable(const Normalization& n, int channel) {
+    for (int v = 0; v < 256; ++v) value[v] = (float(v) / 255.0f - n.mean[channel]) / n.std[channel];
   }
+  float value[256];
+};
+}  // namespace
+
+void normalize_chw(const Image& image, const Normalization& n, float* out) {
+  const NormalizationTable table[3] = {{n, 0}, {n, 1}, {n, 2}};
   const int64_t pixels = int64_t(image.height()) * image.width();
   const uint8_t* p = image.data();
-  for (int64_t i = 0; i < pixels; ++i, p += 3) {
-    out[i] = table[0][p[0]];
-    out[i + pixels] = table[1][p[1]];
-    out[i + 2 * pixels] = table[2][p[2]];
-  }
+  for (int64_t i = 0; i < pixels; ++i, p += 3)
+    for (int64_t c = 0; c < 3; ++c) out[i + c * pixels] = table[c].value[p[c]];
+}
+
+void planes_chw(const Image& image, uint8_t* out) {
+  const int64_t pixels = int64_t(image.height()) * image.width();
+  const uint8_t* p = image.data();
+  for (int64_t i = 0; i < pixels; ++i, p += 3)
+    for (int64_t c = 0; c < 3; ++c) out[i + c * pixels] = p[c];
+}
+
+void normalize_plane(const uint8_t* plane, int64_t pixels, const Normalization& n, int channel, float* out) {
+  const NormalizationTable table(n, channel);
+  for (int64_t i = 0; i < pixels; ++i) out[i] = table.value[plane[i]];
 }
 
 }  // namespace lowbit

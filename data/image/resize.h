@@ -55,6 +55,7 @@ void crop_zero_padded(const ImageView& src, int top, int left, Image& out);
 void crop_reflected(const ImageView& src, int top, int left, Image& out);
 
 void flip_horizontal(Image& image);
+void flip_vertical(Image& image);
 
 /// y[c][h][w] = (x[h][w][c]/255 − mean[c])/std[c], each step rounded to float as torchvision's ToTensor and
 /// Normalize.
@@ -62,5 +63,9 @@ struct Normalization {
   float mean[3] = {0.485f, 0.456f, 0.406f}, std[3] = {0.229f, 0.224f, 0.225f};  ///< ImageNet
 };
 void normalize_chw(const Image& image, const Normalization& n, float* out);
+/// The pixels themselves, channel by channel.
+void planes_chw(const Image& image, uint8_t* out);
+/// The same of one plane of pixels that lie apart from the other channels.
+void normalize_plane(const uint8_t* plane, int64_t pixels, const Normalization& n, int channel, float* out);
 
 }  // namespace lowbit

@@ -9,6 +9,12 @@ namespace lowbit {
 
 namespace {
 int round_half_even(double x) { return int(std::nearbyint(x)); }
+
+Rgb mean_colour(const Normalization& n) {
+  Rgb fill;
+  for (size_t c = 0; c < 3; ++c) fill[c] = uint8_t(round_half_even(255 * n.mean[c]));
+  return fill;
+}
 }  // namespace
 
 Box random_resized_crop(int height, int width, const double (&scale)[2], const double (&ratio)[2],
@@ -52,8 +58,8 @@ ImageTransform::ImageTransform(const TransformOptions& o) : o_(o) {
   LOWBIT_CHECK(ordered(o.scale) && ordered(o.ratio), value, "transform",
                "scale and ratio must be positive ranges (got ", o.scale[0], " … ", o.scale[1], ", ",
                o.ratio[0], " … ", o.ratio[1], ")");
-  LOWBIT_CHECK(o.flip >= 0 && o.flip <= 1, value, "transform", "flip must be a probability (got ", o.flip,
-               ")");
+  for (const double p : {o.flip, o.flip_vertical})
+    LOWBIT_CHECK(p >= 0 && p <= 1, value, "transform", "flip must be a probability (got ", p, ")");
 }
 
 void ImageTransform::random_crop(const ImageView& src, Filter filter, Draws& draws, Scratch& scratch,
@@ -112,6 +118,10 @@ void ImageTransform::pixels(const ImageView& src, Draws& draws, Scratch& scratch
       break;
   }
   if (o_.flip > 0 && draws.chance(o_.flip)) flip_horizontal(out);
+  if (o_.flip_vertical > 0 && draws.chance(o_.flip_vertical)) flip_vertical(out);
+  if (o_.color_jitter > 0) color_jitter(o_.color_jitter, draws, out, scratch.augmented);
+  if (o_.rand_augment)
+    rand_augment(*o_.rand_augment, mean_colour(o_.normalization), draws, out, scratch.augmented);
 }
 
 }  // namespace lowbit

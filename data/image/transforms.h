@@ -4,7 +4,10 @@
 
 #include <cstdint>
 
+#include <optional>
+
 #include "data/core/random.h"
+#include "data/image/rand_augment.h"
 #include "data/image/resize.h"
 
 namespace lowbit {
@@ -43,9 +46,11 @@ struct TransformOptions {
   Interpolation interpolation = Interpolation::bicubic;
   double scale[2] = {0.08, 1.0}, ratio[2] = {3.0 / 4, 4.0 / 3};  ///< random_resized_crop
   int resize =
-      256;          ///< center_crop and random_crop: shorter side before cutting; 0 leaves the image as it is
-  int pad = 0;      ///< random_crop
-  double flip = 0;  ///< probability of a horizontal flip
+      256;      ///< center_crop and random_crop: shorter side before cutting; 0 leaves the image as it is
+  int pad = 0;  ///< random_crop
+  double flip = 0, flip_vertical = 0;             ///< probabilities
+  std::optional<RandAugmentPolicy> rand_augment;  ///< filled with the mean colour
+  double color_jitter = 0;                        ///< strength, see color_jitter()
   Normalization normalization;
 };
 
@@ -61,10 +66,11 @@ class ImageTransform {
 
   struct Scratch {
     ResizeScratch resize;
-    Image resized;
+    Image resized, augmented;
   };
   /// `out` becomes size x size. A pure function of the pixels and the draws; draws are taken in the order
-  /// crop, interpolation, flip. `src` must lie in an Image. Errors  value: random_crop of an image too small
+  /// crop, interpolation, flips, colour jitter, RandAugment. `src` must lie in an Image. Errors  value:
+  /// random_crop of an image too small
   void pixels(const ImageView& src, Draws& draws, Scratch& scratch, Image& out) const;
 
  private:

@@ -5,7 +5,8 @@
 #include <cmath>
 #include <limits>
 
-#include "data/image/mixup.h"
+#include "data/core/loader.h"
+#include "data/image/batch_augment.h"
 #include "data/image/rand_augment.h"
 #include "tensor/core/error.h"
 #include "tests/data/image_support.h"
@@ -164,6 +165,82 @@ TEST(Mixup, BetaHasItsMoments) {
     const double mean = sum / n, variance = squares / n - mean * mean, expected = 1 / (4 * (2 * a + 1));
     EXPECT_NEAR(mean, 0.5, 4 * std::sqrt(expected / n)) << a;
     EXPECT_NEAR(variance, expected, 0.03 * expected) << a;
+  }
+}
+
+TEST(BatchAugment, IsAFunctionOfEpochAndBatchAndKeepsPlainImages) {
+  const int64_t n = 6, size = 24;
+  Tensor pixels = Tensor::empty({n, 3, size, size}, DType::u8);
+  for (int64_t i = 0; i < pixels.numel(); ++i)
+    pixels.data<uint8_t>()[i] = uint8_t(philox_u32({5, 0, 0, nullptr}, uint64_t(i)));
+  const Tensor labels = Tensor::from(std::vector<int64_t>{0, 1, 2, 3, 4, 0}, {n});
+  BatchAugmentOptions o;
+  o.classes = 5, o.smoothing = 0.1, o.seed = 3;
+  o.mixup.mixup = 0.8, o.mixup.cutmix = 1, o.mixup_off_epoch = 4;
+  o.erasing.probability = 0.25;
+  const BatchAugment augment(o);
+  const auto run = [&](int64_t epoch, int64_t batch) {
+    return augment(pixels.clone(), labels, epoch, batch);
+  };
+  const auto a = run(1, 2), again = run(1, 2), other = run(1, 3), late = run(4, 2);
+  EXPECT_TRUE(equal_bits(a.images, again.images));
+  EXPECT_TRUE(equal_bits(a.targets, again.targets));
+  EXPECT_FALSE(equal_bits(a.images, other.images));
+  for (int64_t i = 0; i < n; ++i) {  // every row is a distribution
+    double sum = 0;
+    for (int64_t k = 0; k < 5; ++k) sum += a.targets.data_const<float>()[i * 5 + k];
+    EXPECT_NEAR(sum, 1, 1e-6);
+  }
+  EXPECT_FALSE(late.targets.defined());
+  o.mixup = {}, o.erasing.probability = 0;
+  const auto plain = BatchAugment(o)(pixels.clone(), labels, 0, 0);
+  Tensor expected = Tensor::empty(plain.images.shape());
+  for (int64_t i = 0; i < n; ++i) {
+    const Image image = image_from(pixels.select(0, i).permute({1, 2, 0}).packed());
+    normalize_chw(image, o.normalization, expected.data<float>() + i * 3 * size * size);
+  }
+  EXPECT_TRUE(equal_bits(plain.images, expected));
+}
+
+TEST(RepeatedAugmentation, GoldenShards) {
+  LOWBIT_GOLDEN_OR_SKIP(path, "ofq/samplers.safetensors");
+  const GoldenFile g(path);
+  for (const auto& [name, c] : g.cases()) {
+    SCOPED_TRACE(name);
+    const int64_t replicas = c.at("replicas"), rank = c.at("rank");
+    const std::vector<int64_t> order = name.starts_with("ordered")
+                                           ? SequentialSampler(c.at("dataset")).epoch(0)
+                                           : g.tensor(name + "/in/permutation").to_vector<int64_t>();
+    const std::vector<int64_t> ours = c.contains("repeats")
+                                          ? repeated_shard(order, c.at("repeats"), replicas, rank)
+                                          : shard(order, replicas, rank);
+    EXPECT_EQ(ours, g.tensor(name + "/out/indices").to_vector<int64_t>());
+  }
+}
+
+TEST(RepeatedAugmentation, ARepeatedImageIsAnotherCrop) {
+  /// Writes its first draw.
+  struct Draw final : Dataset {
+    int64_t size() const override { return 300; }
+    std::vector<Field> fields() const override {
+      return {{"draw", Shape{}, DType::i64}, {"index", Shape{}, DType::i64}};
+    }
+    void read(int64_t index, const RngKey& key, std::span<const View> out) const override {
+      *out[0].as<int64_t>() = PhiloxDraws(key).integer(0, INT32_MAX);
+      *out[1].as<int64_t>() = index;
+    }
+  };
+  LoaderOptions o;
+  o.batch = 3, o.workers = 2;
+  Loader loader(std::make_shared<Draw>(), std::make_shared<RepeatedSampler>(300, 3, 9), o);
+  ASSERT_EQ(loader.batches(), 85);
+  loader.start(0);
+  while (const auto b = loader.next()) {
+    const auto draw = b->fields[0].to_vector<int64_t>(), index = b->fields[1].to_vector<int64_t>();
+    EXPECT_EQ(index[0], index[1]);
+    EXPECT_EQ(index[1], index[2]);
+    EXPECT_NE(draw[0], draw[1]);
+    EXPECT_NE(draw[1], draw[2]);
   }
 }
 
