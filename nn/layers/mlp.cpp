@@ -15,7 +15,8 @@ Mlp::Mlp(const Options& o, Generator& g)
       fc2_(child("fc2", std::make_unique<Linear>(o.hidden, o.width, true, g))) {}
 
 Variable Mlp::operator()(const Variable& x) {
-  Variable h = gelu(fc1_(in_(x)));
+  Variable h = fc1_(in_(x));
+  h = options_.relu ? relu(h) : gelu(h);
   if (options_.clamp_gelu) h = clamp(h, -std::numeric_limits<double>::infinity(), 1.0);
   if (training()) h = dropout(h, options_.dropout);
   const Variable y = fc2_(hidden_(h));

@@ -9,6 +9,7 @@ class Mlp : public Module {
   struct Options {
     int64_t width = 192, hidden = 768;
     double dropout = 0;
+    bool relu = false;  ///< instead of GELU
     /// The VVTQ float twin clamps the GELU output at 1 (vvtq.md 14, item 16).
     bool clamp_gelu = false;
   };

@@ -28,7 +28,7 @@ void mean_abs_typed(const MeanAbsArgs& a) {
     cpu::rows(l.outer * l.groups, l.inner, MeanAbsRun<T>{x, runs, l.inner});
     if (l.outer > 1) cpu::columns(l.outer, l.groups, rows_of(runs, l.groups), mean);
   }
-  for (int64_t g = 0; g < l.scales(); ++g) mean[g] /= T(l.members());
+  for (int64_t g = 0; g < l.scales(); ++g) mean[g] = mean[g] / T(l.members()) * T(a.factor);
 }
 
 void mean_abs_cpu(const MeanAbsArgs& a, Stream) {
@@ -58,18 +58,18 @@ GroupLayout group_layout(const Shape& x, int axis, int64_t groups, std::string_v
   return l;
 }
 
-Tensor mean_abs(const Tensor& x, const GroupLayout& l) {
+Tensor mean_abs(const Tensor& x, const GroupLayout& l, double factor) {
   LOWBIT_ASSERT(x.numel() == l.members() * l.scales() && (l.outer == 1 || l.columns == 1));
   const Tensor packed = x.packed();
   if (x.numel() == 0) return Tensor::zeros({l.scales()}, x.dtype(), x.device());
   Tensor mean = Tensor::empty({l.scales()}, x.dtype(), x.device());
   Tensor work = Tensor::empty({mean_abs_workspace(l)}, x.dtype(), x.device());
-  mean_abs_kernel({mean.mutable_view(), packed.view(), work.mutable_view(), l}, x.device());
+  mean_abs_kernel({mean.mutable_view(), packed.view(), work.mutable_view(), l, factor}, x.device());
   return mean;
 }
 
-Tensor finite_mean_abs(const Tensor& x, const GroupLayout& l, std::string_view name) {
-  Tensor mean = mean_abs(x, l);
+Tensor finite_mean_abs(const Tensor& x, const GroupLayout& l, std::string_view name, double factor) {
+  Tensor mean = mean_abs(x, l, factor);
   if (mean.device().is_cuda()) return mean;
   dispatch_real(mean.dtype(), [&]<class T>(T) {
     const T* v = mean.data_const<T>();

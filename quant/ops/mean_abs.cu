@@ -21,9 +21,9 @@ struct ColumnElement {
   }
 };
 
-struct Divide {
-  float count;
-  LOWBIT_HD float operator()(float sum) const { return sum / count; }
+struct Mean {
+  float count, factor;
+  LOWBIT_HD float operator()(float sum) const { return sum / count * factor; }
 };
 
 void mean_abs_cuda(const MeanAbsArgs& a, Stream stream) {
@@ -44,7 +44,7 @@ void mean_abs_cuda(const MeanAbsArgs& a, Stream stream) {
     if (l.outer > 1)
       cuda::columns(l.outer, l.groups, ColumnElement{run_sums, l.outer, l.groups}, work, stream, mean);
   }
-  cuda::pointwise({a.mean, a.mean}, Divide{float(l.members())}, stream);
+  cuda::pointwise({a.mean, a.mean}, Mean{float(l.members()), float(a.factor)}, stream);
 }
 
 const CudaKernel<MeanAbsArgs> registered(mean_abs_kernel, mean_abs_cuda);

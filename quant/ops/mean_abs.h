@@ -20,19 +20,20 @@ struct GroupLayout {
 /// Errors  shape, value, named `name`
 GroupLayout group_layout(const Shape& x, int axis, int64_t groups, std::string_view name);
 
-/// mean[g·columns + c] = Σ |x[o, g, i, c]| / (outer·inner), of x's dtype; 0 for groups without elements.
-/// Order  columns = 1: row rule over i, column rule over o (inner = 1: column rule over o alone);
+/// mean[g·columns + c] = Σ |x[o, g, i, c]| / (outer·inner) · factor, of x's dtype; 0 for groups without
+/// elements. Order  columns = 1: row rule over i, column rule over o (inner = 1: column rule over o alone);
 ///        columns > 1: column rule over i      (docs/numerics.md, rules 3 and 4)
-Tensor mean_abs(const Tensor& x, const GroupLayout& l);
+Tensor mean_abs(const Tensor& x, const GroupLayout& l, double factor = 1);
 
 /// mean_abs for the scale of a quantizer.   Errors  numeric, named `name`: values of x that are not finite
 /// (looked for on the CPU only: reading a device's values would wait for it)
-Tensor finite_mean_abs(const Tensor& x, const GroupLayout& l, std::string_view name);
+Tensor finite_mean_abs(const Tensor& x, const GroupLayout& l, std::string_view name, double factor = 1);
 
 struct MeanAbsArgs {
   View mean, x;  ///< packed; [scales], any shape
   View work;     ///< packed, mean_abs_workspace() elements; begins with [outer·groups], one per run
   GroupLayout l;
+  double factor;
 };
 extern KernelSlot<MeanAbsArgs> mean_abs_kernel;
 

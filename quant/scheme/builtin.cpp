@@ -168,6 +168,91 @@ inherit = yes
 bits = ${edge_bits}
 )";
 
+/// ofq.md 5, 6 and 9 (layers, attention without query-key reparameterization, places); names of its
+/// checkpoints but for move_qkv_b4, which is one shift each for q, k and v here.
+constexpr char kOfq[] = R"(
+[.*\.weight]
+quantizer = statsq
+bits = ${wbits}
+state = statsq_fn
+
+[.*\.attn\.(in|q|k|v|context)|.*\.mlp\.(in|hidden)]
+quantizer = ofq
+bits = ${abits}
+granularity = token
+name = input_quant_fn
+before = move_b4
+after = move_aft
+
+[.*\.attn\.in]
+inherit = yes
+state = qkv
+[.*\.attn\.q]
+inherit = yes
+state = .
+name = quan_a_q_fn
+before = move_q_b4
+after = move_q_aft
+[.*\.attn\.k]
+inherit = yes
+state = .
+name = quan_a_k_fn
+before = move_k_b4
+after = move_k_aft
+[.*\.attn\.v]
+inherit = yes
+granularity = channel
+state = .
+name = quan_a_v_fn
+before = move_v_b4
+after = move_v_aft
+[.*\.attn\.context]
+inherit = yes
+state = proj
+[.*\.mlp\.in]
+inherit = yes
+state = fc1
+[.*\.mlp\.hidden]
+inherit = yes
+signed = no
+state = fc2
+
+[.*\.attn\.probs]
+quantizer = ofq
+bits = ${abits}
+signed = no
+granularity = token
+state = .
+name = quan_a_softmax_fn
+
+[patch_embed\.in]
+quantizer = ofq
+bits = ${edge_bits}
+granularity = plane
+state = proj
+name = input_quant_fn
+before = move_b4
+after = move_aft
+
+[head_in|head_dist_in]
+quantizer = ofq
+bits = ${edge_bits}
+state = head
+name = input_quant_fn
+before = move_b4
+after = move_aft
+[head_dist_in]
+inherit = yes
+state = head_dist
+
+[(patch_embed\.proj|head|head_dist)\.weight]
+quantizer = ofq
+bits = ${edge_bits}
+granularity = channel
+state = .
+name = lsqw_fn
+)";
+
 }  // namespace
 
 const char* builtin_scheme(std::string_view name) {
@@ -175,6 +260,7 @@ const char* builtin_scheme(std::string_view name) {
   if (name == "lsq") return kLsq;
   if (name == "lsq+") return kLsqPlus;
   if (name == "minmax") return kMinMax;
+  if (name == "ofq") return kOfq;
   return nullptr;
 }
 

@@ -5,6 +5,7 @@
 #include "quant/quantizer/binary_quantizer.h"
 #include "quant/quantizer/lsq_quantizer.h"
 #include "quant/quantizer/minmax_quantizer.h"
+#include "quant/quantizer/ofq_quantizer.h"
 
 namespace lowbit {
 namespace {
@@ -13,7 +14,7 @@ const std::set<std::string> kKeys = {
     "quantizer",      "bits",       "signed",      "state", "inherit",         "offset",
     "symmetric",      "learn_bits", "learn_scale", "clamp", "published_scale", "granularity",
     "gradient_scale", "init",       "mask",        "ties",  "heads",           "axis",
-    "one_bit"};
+    "one_bit",        "name",       "before",      "after"};
 
 const char* yes_no(bool b) { return b ? "yes" : "no"; }
 
@@ -56,9 +57,9 @@ class Reader {
     fail(ErrorKind::usage, "scheme",
          slot_ + ": " + key + " must be one of " + list + " (got " + at->second + ")");
   }
-  /// 32 and -1 are float; 1 needs to be told what it means.
-  int bits() const {
-    const int n = number("bits", 8), least = s_.count("one_bit") ? 1 : 2;
+  /// 32 and -1 are float.
+  int bits(int least) const {
+    const int n = number("bits", 8);
     if (n == -1 || n == kFloatBits) return kFloatBits;
     LOWBIT_CHECK(n >= least && n <= 8, usage, "scheme", slot_, ": bits must lie in [", least,
                  ", 8], or be 32 for float (got ", n, ")");
@@ -102,6 +103,44 @@ std::shared_ptr<Quantizer> make_lsq(const Reader& r, QuantSpec spec) {
   return q;
 }
 
+std::shared_ptr<Quantizer> make_ofq(const Reader& r, QuantSpec spec, const std::string& slot,
+                                    const SlotInfo& info) {
+  enum class Place { tensor, token, channel, plane };
+  const Place place = r.choice("granularity", Place::tensor,
+                               {{"tensor", Place::tensor},
+                                {"token", Place::token},
+                                {"channel", Place::channel},
+                                {"plane", Place::plane}});
+  OfqConfig c;
+  c.name = r.text("name", ""), c.before = r.text("before", ""), c.after = r.text("after", "");
+  const Shape& x = info.shape;
+  LOWBIT_CHECK(x.ndim() >= (place == Place::plane   ? 3
+                            : place == Place::token ? 2
+                                                    : 1),
+               usage, "scheme", slot,
+               ": the model does not say what passes here, so the number of scales is not known");
+  c.image = place == Place::plane;
+  c.shift = c.image ? Shape{x[-2], x[-1]} : Shape{x[-1]};
+  if (place != Place::tensor) {
+    const int channel = spec.is_weight ? -x.ndim() : -1;
+    spec.granularity = place == Place::token ? Granularity::token : Granularity::channel;
+    spec.axis = place == Place::token ? -2 : place == Place::plane ? -3 : channel;
+    spec.groups = x[spec.axis];
+  }
+  spec.symmetric = c.after.empty();
+  c.spec = spec;
+  auto q = std::make_shared<OfqQuantizer>(c);
+  q->set_quant_state(r.flag("learn_scale", true) ? QuantState::learned : QuantState::fixed, "installed");
+  return q;
+}
+
+std::shared_ptr<Quantizer> make_statsq(const QuantSpec& spec, const std::string& slot) {
+  LOWBIT_CHECK(spec.is_weight, usage, "scheme", slot, ": statsq is for weights");
+  auto q = std::make_shared<StatsqQuantizer>(spec);
+  q->set_quant_state(QuantState::fixed, "installed");
+  return q;
+}
+
 std::shared_ptr<Quantizer> make_binary(const Reader& r, QuantSpec spec, const SlotInfo& info) {
   spec.granularity = r.choice(
       "one_bit", Granularity::tensor,
@@ -132,17 +171,24 @@ bool is_rule_key(const std::string& key) { return kKeys.count(key) != 0; }
 std::shared_ptr<Quantizer> make_quantizer(const std::string& slot, const RuleSettings& s,
                                           const SlotInfo& info) {
   const Reader r(slot, s);
-  enum class Kind { lsq, minmax, none };
-  const Kind kind =
-      r.choice("quantizer", Kind::none, {{"lsq", Kind::lsq}, {"minmax", Kind::minmax}, {"none", Kind::none}});
-  const int bits = r.bits();
+  enum class Kind { lsq, minmax, ofq, statsq, none };
+  const Kind kind = r.choice("quantizer", Kind::none,
+                             {{"lsq", Kind::lsq},
+                              {"minmax", Kind::minmax},
+                              {"ofq", Kind::ofq},
+                              {"statsq", Kind::statsq},
+                              {"none", Kind::none}});
+  const bool one_bit = kind == Kind::ofq || kind == Kind::statsq || s.count("one_bit");
+  const int bits = r.bits(one_bit ? 1 : 2);
   if (kind == Kind::none || bits == kFloatBits) return nullptr;
   const QuantSpec spec{.bits = bits,
-                       .is_signed = r.flag("signed", kind == Kind::lsq || is_weight_slot(slot)),
+                       .is_signed = r.flag("signed", kind != Kind::minmax || is_weight_slot(slot)),
                        .is_weight = is_weight_slot(slot)};
-  std::shared_ptr<Quantizer> q = bits == 1           ? make_binary(r, spec, info)
-                                 : kind == Kind::lsq ? make_lsq(r, spec)
-                                                     : make_minmax(r, spec, slot, info);
+  std::shared_ptr<Quantizer> q = kind == Kind::ofq      ? make_ofq(r, spec, slot, info)
+                                 : kind == Kind::statsq ? make_statsq(spec, slot)
+                                 : bits == 1            ? make_binary(r, spec, info)
+                                 : kind == Kind::lsq    ? make_lsq(r, spec)
+                                                        : make_minmax(r, spec, slot, info);
   q->set_label(slot);
   return q;
 }

@@ -76,8 +76,9 @@ Scheme parse_scheme(const std::string& text, const std::string& name, const Sche
   const SchemeOptions defaults;
   for (Rule& r : scheme.rules) {
     const auto kind = r.settings.find("quantizer");
-    if (kind == r.settings.end() || kind->second != "lsq") continue;
-    if (o.learn_bits != defaults.learn_bits) r.settings.emplace("learn_bits", yes_no(o.learn_bits));
+    if (kind == r.settings.end() || (kind->second != "lsq" && kind->second != "ofq")) continue;
+    if (kind->second == "lsq" && o.learn_bits != defaults.learn_bits)
+      r.settings.emplace("learn_bits", yes_no(o.learn_bits));
     if (o.learn_scale != defaults.learn_scale) r.settings.emplace("learn_scale", yes_no(o.learn_scale));
   }
   return scheme;
@@ -92,7 +93,7 @@ std::string Scheme::text() const {
   return s;
 }
 
-std::vector<std::string> scheme_names() { return {"lsq", "lsq+", "minmax", "vvtq"}; }
+std::vector<std::string> scheme_names() { return {"lsq", "lsq+", "minmax", "ofq", "vvtq"}; }
 
 Scheme load_scheme(const std::string& name, const SchemeOptions& o) {
   for (const int bits : {o.wbits, o.abits, o.edge_bits})
@@ -101,7 +102,7 @@ Scheme load_scheme(const std::string& name, const SchemeOptions& o) {
   if (const char* text = builtin_scheme(name)) return parse_scheme(text, name, o);
   std::ifstream f(name);
   LOWBIT_CHECK(f.good(), usage, "scheme", "no scheme is called ", name,
-               " and no such file can be read; known: lsq, lsq+, minmax, vvtq");
+               " and no such file can be read; known: lsq, lsq+, minmax, ofq, vvtq");
   return parse_scheme({std::istreambuf_iterator<char>(f), {}}, name, o);
 }
 

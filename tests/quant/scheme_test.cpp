@@ -142,7 +142,7 @@ TEST(Scheme, MistakesAreUsageErrorsWithTheirPlace) {
             "scheme mine, line 1: not a regular expression: (");
   EXPECT_EQ(text_of([] { (void)load_scheme("lsq", {.wbits = 9}); }),
             "scheme: bits must lie in [1, 8], or be 32 for float (got 9)");
-  EXPECT_THAT(text_of([] { (void)load_scheme("lsqq"); }), HasSubstr("known: lsq, lsq+, minmax, vvtq"));
+  EXPECT_THAT(text_of([] { (void)load_scheme("lsqq"); }), HasSubstr("known: lsq, lsq+, minmax, ofq, vvtq"));
   VisionTransformer model(small_deit(false), 1);
   EXPECT_EQ(text_of([&] { install(model, load_scheme("lsq", {.wbits = 1})); }),
             "scheme: blocks.0.attn.qkv.weight: bits must lie in [2, 8], or be 32 for float (got 1)");

@@ -1,0 +1,63 @@
+#pragma once
+// The quantizers of OFQ: LSQ with one scale per position and learned shifts; StatsQ for weights.
+
+#include <string>
+
+#include "quant/ops/mean_abs.h"
+#include "quant/quantizer/quantizer.h"
+
+namespace lowbit {
+
+struct OfqConfig {
+  /// bits 1 … 8; one scale per index of `axis`, `groups` of them, or one for the tensor. One signed bit has
+  /// the levels −1 and 1.
+  QuantSpec spec;
+  std::string name = "";    ///< of the scale: state "<name>.s"
+  std::string before = "";  ///< learned shift added before quantizing: state "<before>.bias"; "": none
+  std::string after = "";   ///< the same for after
+  Shape shift = {};         ///< last dimensions of x that the shifts span, e.g. [C]; stored flat
+  bool image = false;       ///< unsigned until a value below −1e-5 is seen: state "<name>.signed"
+};
+
+/// y = Q(x + before) + after,  Q(v) = s·rint(clamp(v/s, lo, hi)) with the group's scale s.
+/// The scale is max(s, 1e-5), a floor that the gradient does not see; the mask is 1 on the edges; the
+/// gradient of s is multiplied by 1/√(hi·M), M elements per scale. One signed bit: Q(v) = s·sign(v) without
+/// a gradient to v. State: s [groups], all 0 until the first input sets it to k·mean|v| / √hi, k = 2, or 4
+/// for unsigned values with a scale per position.   Errors  shape: x has other positions than s
+class OfqQuantizer final : public Quantizer {
+ public:
+  explicit OfqQuantizer(const OfqConfig& c);
+  Variable fake_quant(const Variable& x) override;
+  bool initialised() const override;
+  Tensor scale() const override { return s_.data().clone(); }
+  void set_scale(const Tensor& s) override { s_.mutable_data().copy_from(s); }
+  double clipped_share(const Tensor& x) const override;
+
+ protected:
+  void on_state(QuantState from, QuantState to) override;
+
+ private:
+  Levels levels() const;
+  LsqSettings settings() const;
+  Variable floored_scale() const;
+  Variable shifted(const Variable& x, const Variable* bias) const;
+  Variable quantized(const Variable& v) const;
+  void prepare(const Tensor& v);
+  OfqConfig config_;
+  Variable& s_;
+  Tensor* signed_ = nullptr;
+  Variable *before_ = nullptr, *after_ = nullptr;
+};
+
+/// quant/ops/statsq.h as a quantizer. State: clip_val [1], the published constant 2, which nothing reads.
+class StatsqQuantizer final : public Quantizer {
+ public:
+  explicit StatsqQuantizer(const QuantSpec& spec);
+  Variable fake_quant(const Variable& w) override;
+  bool initialised() const override { return true; }
+  Tensor scale() const override { return {}; }
+  void set_scale(const Tensor& s) override;
+  double clipped_share(const Tensor& w) const override;
+};
+
+}  // namespace lowbit
