@@ -22,7 +22,7 @@ set(may_tests ${may_train} train)
 set(layers tensor/hd tensor/core tensor/engine tensor/io autograd/core autograd/ops quant/ops quant nn data train
     benchmarks tests)
 
-# A .cu file sees host+device code only: never these layers, whatever its folder may include.
+# A .cu file sees host+device code only: never these layers, whatever its folder may include, but for the header of its own name.
 set(not_in_cuda autograd/core nn quant data train)
 
 # Third-party headers: in one .cpp each where the header carries much code, in .cpp files elsewhere.
@@ -47,6 +47,7 @@ foreach(file ${files})
     complain("${file}: in no layer of the table in cmake/check_layers.cmake")
     continue()
   endif()
+  string(REGEX REPLACE "\\.[a-z]+$" "" stem ${file})
   file(STRINGS ${ROOT}/${file} lines REGEX "^[ \t]*#[ \t]*include")
   foreach(line ${lines})
     if(NOT line MATCHES "include[ \t]*[<\"]([^>\"]+)[>\"]")
@@ -57,7 +58,7 @@ foreach(file ${files})
     if(target_layer)
       if(NOT target_layer STREQUAL layer AND NOT target_layer IN_LIST may_${layer})
         complain("${file}: ${layer} must not include ${target}")
-      elseif(file MATCHES "\\.cuh?$" AND target_layer IN_LIST not_in_cuda)
+      elseif(file MATCHES "\\.cuh?$" AND target_layer IN_LIST not_in_cuda AND NOT "${stem}.h" STREQUAL target)
         complain("${file}: a CUDA source must not include ${target}")
       endif()
     elseif(target MATCHES "${never_in_headers}" AND file MATCHES "\\.(h|cuh)$" AND NOT layer STREQUAL "tests")

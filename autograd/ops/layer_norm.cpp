@@ -38,10 +38,7 @@ struct LayerNormNode final : Node {
                          : Tensor{};
     };
     Tensor dgamma = output(1), dbeta = output(2);
-    Tensor work =
-        gain && gy.device().is_cuda()
-            ? Tensor::empty({ceil_div(row_count(gy), kRowBlock) * 2 * gy.size(-1)}, gy.dtype(), gy.device())
-            : Tensor{};
+    Tensor work = gain ? column_workspace(row_count(gy), gy.size(-1), 2, gy.dtype(), gy.device()) : Tensor{};
     layer_norm_bwd({dx.mutable_view(), dgamma.mutable_view(), dbeta.mutable_view(), gy.view(),
                     x.get(name(), 0).view(), mean.get(name(), 1).view(), rstd.get(name(), 2).view(),
                     gamma.get(name(), 3).view(), work.mutable_view(), row_count(gy), gy.size(-1)},

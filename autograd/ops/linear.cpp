@@ -1,8 +1,8 @@
 #include "autograd/ops/linear.h"
 
 #include "autograd/core/node.h"
+#include "autograd/ops/reduce.h"
 #include "tensor/core/context.h"
-#include "tensor/engine/column.h"
 #include "tensor/engine/gemm.h"
 #include "tensor/engine/gemm_int8.h"
 
@@ -72,6 +72,12 @@ void product_nt(Tensor& out, const Operand& a, const Operand& b, const Tensor& b
     gemm(out, ai, bi.t(), bias, factor);
 }
 
+/// out = factor · a · b, the product of a gradient: by digits where the context wants it and b or a is coded.
+void gradient_product(Tensor& out, const GemmInput& a, const GemmInput& b, double factor = 1) {
+  constexpr int digits[] = {0, 2, 3};  // by BackwardProducts
+  gemm(out, a, b, {}, factor, 0, digits[int(context().backward)]);
+}
+
 Operand transposed(Operand x) {
   if (x.coded()) {
     x.codes.codes = x.codes.codes.transpose(-2, -1);
@@ -82,21 +88,6 @@ Operand transposed(Operand x) {
   return x;
 }
 
-template <class T>
-void bias_grad(const BiasGradArgs& a) {
-  const int64_t n = a.gy.shape[1];
-  const T* gy = a.gy.as<const T>();
-  cpu::columns(
-      a.gy.shape[0], n, [=](int64_t t, int64_t i) { return gy[t * n + i]; }, a.db.as<T>());
-}
-
-void bias_grad_cpu(const BiasGradArgs& a, Stream) {
-  if (a.gy.dtype == DType::f64)
-    bias_grad<double>(a);
-  else
-    bias_grad<float>(a);
-}
-
 struct LinearNode final : Node {
   SavedOperand x, w;  // [T, K], [N, K]
   const char* name() const override { return "linear"; }
@@ -104,19 +95,15 @@ struct LinearNode final : Node {
     const Tensor g = flat_rows(gy);  // [T, N]
     if (gx.wants(0)) {
       Tensor dx = gx.alloc(0), rows = flat_rows(dx);
-      gemm(rows, g, w.get(name(), 1));
+      gradient_product(rows, g, w.get(name(), 1));
       gx.add(0, dx);
     }
     if (gx.wants(1)) {
       Tensor dw = gx.alloc(1);
-      gemm(dw, GemmInput(g).t(), x.get(name(), 0));
+      gradient_product(dw, GemmInput(g).t(), x.get(name(), 0));
       gx.add(1, dw);
     }
-    if (gx.wants(2)) {
-      Tensor db = gx.alloc(2);
-      linear_bias_grad(BiasGradArgs{db.mutable_view(), g.view()}, g.device());
-      gx.add(2, db);
-    }
+    if (gx.wants(2)) gx.add(2, reduce_to(g, {g.size(1)}));
   }
   void release() override { x.release(), w.release(); }
   std::vector<Tensor> saved() const override { return {x.peek(), w.peek()}; }
@@ -128,12 +115,12 @@ struct MatmulNode final : Node {
   void backward(const Tensor& gy, GradSink& gx) override {
     if (gx.wants(0)) {
       Tensor da = gx.alloc(0);
-      gemm(da, gy, b.get(name(), 1).t());
+      gradient_product(da, gy, b.get(name(), 1).t());
       gx.add(0, da);
     }
     if (gx.wants(1)) {
       Tensor db = gx.alloc(1);
-      gemm(db, a.get(name(), 0).t(), gy);
+      gradient_product(db, a.get(name(), 0).t(), gy);
       gx.add(1, db);
     }
   }
@@ -149,12 +136,12 @@ struct ScoresNode final : Node {
   void backward(const Tensor& gy, GradSink& gx) override {
     if (gx.wants(0)) {
       Tensor dq = gx.alloc(0), window = by_heads(dq, heads);
-      gemm(window, gy, k.get(name(), 1), {}, factor);
+      gradient_product(window, gy, k.get(name(), 1), factor);
       gx.add(0, dq);
     }
     if (gx.wants(1)) {
       Tensor dk = gx.alloc(1), window = by_heads(dk, heads);
-      gemm(window, GemmInput(gy).t(), q.get(name(), 0), {}, factor);
+      gradient_product(window, GemmInput(gy).t(), q.get(name(), 0), factor);
       gx.add(1, dk);
     }
   }
@@ -170,12 +157,12 @@ struct ContextNode final : Node {
     const Tensor g = by_heads(gy, heads);  // [B, H, N, D]
     if (gx.wants(0)) {
       Tensor dp = gx.alloc(0);
-      gemm(dp, g, v.get(name(), 1).t());
+      gradient_product(dp, g, v.get(name(), 1).t());
       gx.add(0, dp);
     }
     if (gx.wants(1)) {
       Tensor dv = gx.alloc(1), window = by_heads(dv, heads);
-      gemm(window, p.get(name(), 0).t(), g);
+      gradient_product(window, p.get(name(), 0).t(), g);
       gx.add(1, dv);
     }
   }
@@ -184,8 +171,6 @@ struct ContextNode final : Node {
 };
 
 }  // namespace
-
-KernelSlot<BiasGradArgs> linear_bias_grad{"linear.bias_grad", bias_grad_cpu};
 
 Variable linear(const Variable& x, const Variable& w, const Variable& b) {
   LOWBIT_CHECK(x.ndim() >= 1 && w.ndim() == 2 && x.size(-1) == w.size(1), shape, "linear",

@@ -4,23 +4,14 @@
 
 #include <cstdint>
 
-#include "tensor/core/kernel_slot.h"
-#include "tensor/core/tensor.h"
-
 namespace lowbit {
 
 class Variable;
 
-/// db[n] = Σ_t gy[t, n] by the column rule. Packed, f32 or f64.
-struct BiasGradArgs {
-  View db, gy;  // [N], [T, N]
-};
-extern KernelSlot<BiasGradArgs> linear_bias_grad;
-
 /// y = x · wᵀ + b
 /// Shapes  x [..., K]; w [N, K]; b [N] or undefined; y [..., N]
 /// Grad    dx = gy · w;  dw = gyᵀ · x;  db = Σ gy over rows
-/// Saves   x and w (codes when coded)     Order  products: numerics rule for gemm; db: column sums
+/// Saves   x and w (codes when coded)     Order  products: numerics rule for gemm; db: reduce_sum
 /// Source  performance.md 4 (integer form: scales · (u8 × s8 → s32) + a constant per output)
 /// Errors  shape: weight.shape[1] must equal x.shape[-1]; bias length
 Variable linear(const Variable& x, const Variable& w, const Variable& b);

@@ -1,7 +1,7 @@
 #include "autograd/ops/shape.h"
 
 #include "autograd/core/node.h"
-#include "autograd/ops/linear.h"
+#include "autograd/ops/reduce.h"
 
 namespace lowbit {
 namespace {
@@ -211,13 +211,7 @@ Variable expand_batch(const Variable& x, int64_t batch) {
   to.set(0, batch);
   return move(
       "expand_batch", x, [&](const Tensor& t) { return t.expand(to); },
-      [=](const Tensor& g) {
-        Tensor dx = Tensor::empty(from, g.dtype(), g.device());
-        const int64_t n = from.numel();
-        Tensor flat = dx.reshape({n});
-        linear_bias_grad(BiasGradArgs{flat.mutable_view(), g.reshape({batch, n}).view()}, g.device());
-        return dx;
-      });
+      [=](const Tensor& g) { return reduce_to(g, from); });
 }
 
 Variable patches(const Variable& x, int64_t patch) {

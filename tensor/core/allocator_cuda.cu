@@ -1,25 +1,15 @@
 // Caching allocator, compute stream and transfers of each GPU.
 
-#include <algorithm>
-#include <map>
 #include <memory>
-#include <mutex>
-#include <unordered_map>
-#include <vector>
 
 #include "tensor/core/backend.h"
+#include "tensor/core/caching_allocator.h"
 #include "tensor/core/cuda_runtime.cuh"
 
 static_assert(__cplusplus >= 202002L, "the CUDA compiler must run in C++20 mode");
 
 namespace lowbit::cuda {
 namespace {
-
-/// 512-byte steps below 1 MiB, 2 MiB steps above.
-size_t size_class(size_t bytes) {
-  const size_t step = bytes < (size_t(1) << 20) ? 512 : size_t(2) << 20;
-  return (bytes + step - 1) / step * step;
-}
 
 /// Makes a device current for a scope.
 class DeviceScope {
@@ -34,95 +24,30 @@ class DeviceScope {
   int before_ = 0;
 };
 
-/// Blocks are reused in stream order: with the one compute stream of a device, release-then-reuse needs no
-/// event. A block belongs for ever to the pool it was allocated in (0, or the pool of a graph capture).
-class CudaAllocator final : public Allocator {
+class CudaAllocator final : public CachingAllocator {
  public:
   explicit CudaAllocator(int index) : index_(index) {}
 
-  void* allocate(size_t bytes, Stream) override {
-    if (bytes == 0) return nullptr;
-    const size_t size = size_class(bytes);
-    std::lock_guard lock(mutex_);
-    ++stats_.calls;
-    auto& list = free_[{pool_, size}];
-    void* p = nullptr;
-    if (!list.empty()) {
-      p = list.back();
-      list.pop_back();
-      stats_.cached -= size;
-    } else {
-      ++stats_.misses;
-      p = fresh(size);
-      pool_of_[p] = pool_;
-    }
-    stats_.live += size;
-    stats_.peak = std::max(stats_.peak, stats_.live);
-    return p;
-  }
-  void release(void* p, size_t bytes, Stream) noexcept override {
-    if (!p) return;
-    const size_t size = size_class(bytes);
-    std::lock_guard lock(mutex_);
-    stats_.live -= size;
-    stats_.cached += size;
-    free_[{pool_of_[p], size}].push_back(p);
-  }
-  void begin_pool(uint64_t pool_id) override {
-    std::lock_guard lock(mutex_);
-    pool_ = pool_id;
-  }
-  void end_pool(uint64_t) override {
-    std::lock_guard lock(mutex_);
-    pool_ = 0;
-  }
-  Stats stats() const override {
-    std::lock_guard lock(mutex_);
-    return stats_;
-  }
-  void reset_peak() override {
-    std::lock_guard lock(mutex_);
-    stats_.peak = stats_.live;
-  }
-  void trim() override {
-    std::lock_guard lock(mutex_);
-    trim_locked();
-  }
-
  private:
-  void* fresh(size_t size) {
+  size_t size_class(size_t bytes) const override {  // 512-byte steps below 1 MiB, 2 MiB steps above
+    const size_t step = bytes < (size_t(1) << 20) ? 512 : size_t(2) << 20;
+    return (bytes + step - 1) / step * step;
+  }
+  void* fresh(size_t size) override {
     DeviceScope scope(index_);
     void* p = nullptr;
     if (cudaMalloc(&p, size) == cudaSuccess) return p;
     cudaGetLastError();
-    trim_locked();
-    if (cudaMalloc(&p, size) == cudaSuccess) return p;
-    cudaGetLastError();
-    fail(ErrorKind::run, "allocate",
-         str_cat("out of GPU memory (got ", size, " bytes requested, ", stats_.live, " live on cuda:", index_,
-                 ")"));
+    return nullptr;
   }
-  /// Gives the cached blocks outside of private pools back; a captured graph keeps the addresses of its pool.
-  void trim_locked() {
+  void give_back(std::span<void* const> blocks) noexcept override {
+    if (blocks.empty()) return;
     DeviceScope scope(index_);
     cudaDeviceSynchronize();  // work in flight may still use a released block
-    for (auto& [key, list] : free_) {
-      if (key.first != 0) continue;
-      for (void* p : list) {
-        cudaFree(p);
-        pool_of_.erase(p);
-        stats_.cached -= key.second;
-      }
-      list.clear();
-    }
+    for (void* p : blocks) cudaFree(p);
   }
 
   const int index_;
-  mutable std::mutex mutex_;
-  uint64_t pool_ = 0;
-  std::map<std::pair<uint64_t, size_t>, std::vector<void*>> free_;
-  std::unordered_map<void*, uint64_t> pool_of_;
-  Stats stats_;
 };
 
 struct Gpu {

@@ -8,9 +8,17 @@
 //
 // f is called exactly once per (m, n) and may store. Outputs hold N elements of the type that f returns.
 
+#include "tensor/core/tensor.h"
 #include "tensor/engine/reduce.h"
 
-namespace lowbit::cpu {
+namespace lowbit {
+
+/// What cuda::columns needs for K sums; undefined on the CPU.
+inline Tensor column_workspace(int64_t M, int64_t N, int K, DType t, Device d) {
+  return d.is_cuda() ? Tensor::empty({ceil_div(M, kRowBlock) * N * K}, t, d) : Tensor{};
+}
+
+namespace cpu {
 
 namespace detail {
 
@@ -63,4 +71,5 @@ void columns(int64_t M, int64_t N, F f, Out*... outputs) {
   }
 }
 
-}  // namespace lowbit::cpu
+}  // namespace cpu
+}  // namespace lowbit

@@ -3,44 +3,25 @@
 #include <algorithm>
 #include <cmath>
 
-#include "tensor/core/thread_pool.h"
-#include "tensor/engine/reduce.h"
+#include "autograd/ops/pointwise.h"
+#include "train/optim/update.h"
 
 namespace lowbit {
 namespace {
 
-float sum_squares(const float* x, int64_t n) {
-  return cpu::sum(n, [x](int64_t i) { return x[i] * x[i]; });
-}
-
 template <class F>
 void for_each_gradient(ParameterArena& a, size_t count, F&& f) {
-  float* g = a.grads().flat().data<float>();
   for (size_t i = 0; i < count; ++i)
-    if (a.has_grad(i)) f(a.layout().slices[i], g + a.layout().slices[i].offset);
+    if (a.has_grad(i)) f(i, a.grads().window(i).view());
   a.grads().touch();
 }
 
-template <class F>
-void map_in_place(float* g, int64_t n, F&& f) {
-  parallel_for(n, 16384, [&](int64_t b, int64_t e) {
-    for (int64_t i = b; i < e; ++i) g[i] = f(g[i]);
-  });
-}
-
 void clip_adaptively(ParameterArena& a, float limit, int skip_last) {
-  const float* values = std::as_const(a).values().flat().data<float>();
-  const size_t count = a.size() - std::min(a.size(), size_t(skip_last));
-  for_each_gradient(a, count, [&](const ArenaSlice& s, float* g) {
+  for_each_gradient(a, a.size() - std::min(a.size(), size_t(skip_last)), [&](size_t i, const View& g) {
+    const ArenaSlice& s = a.layout().slices[i];
     const int64_t units = s.shape.ndim() <= 1 ? 1 : s.shape[0], n = units ? s.numel / units : 0;
-    const float* w = values + s.offset;
-    for (int64_t u = 0; u < units; ++u) {
-      const float bound = std::max(std::sqrt(sum_squares(w + u * n, n)), 1e-3f) * limit;
-      const float norm = std::sqrt(sum_squares(g + u * n, n));
-      if (norm < bound) continue;
-      const float scale = bound / std::max(norm, 1e-6f);
-      for (int64_t i = 0; i < n; ++i) g[u * n + i] *= scale;
-    }
+    const Tensor& w = a.values().window(i);
+    adaptive_clip({g.as<float>(), w.data_const<float>(), units, n, limit}, w.device());
   });
 }
 
@@ -54,31 +35,34 @@ ClipMode clip_mode(const std::string& name) {
 }
 
 double gradient_norm(const ParameterArena& a) {
-  const float* g = a.grads().flat().data<float>();
-  double total = 0;
+  const Device d = a.grads().flat().device();
+  int64_t longest = 0;
+  for (const ArenaSlice& s : a.layout().slices) longest = std::max(longest, s.numel);
+  Tensor squares = Tensor::zeros({int64_t(a.size())}, DType::f32, d);
+  Tensor work = d.is_cuda() ? Tensor::empty({square_sum_workspace(longest)}, DType::f32, d) : Tensor{};
   for (size_t i = 0; i < a.size(); ++i)
     if (a.has_grad(i))
-      total += double(sum_squares(g + a.layout().slices[i].offset, a.layout().slices[i].numel));
+      square_sum({squares.data<float>() + i, a.grads().window(i).data_const<float>(),
+                  work.mutable_view().as<float>(), a.layout().slices[i].numel},
+                 d);
+  double total = 0;
+  for (const float s : squares.to_vector<float>()) total += double(s);
   return std::sqrt(total);
 }
 
 double clip_gradients(ParameterArena& a, ClipMode mode, double limit, int skip_last) {
+  const Device d = a.grads().flat().device();
+  double norm = 0;
   if (mode == ClipMode::norm) {
-    const double norm = gradient_norm(a), scale = limit / (norm + 1e-6);
-    if (scale < 1)
-      for_each_gradient(a, a.size(), [&](const ArenaSlice& s, float* g) {
-        map_in_place(g, s.numel, [k = float(scale)](float x) { return x * k; });
-      });
-    return norm;
-  }
-  if (mode == ClipMode::agc) {
-    clip_adaptively(a, float(limit), skip_last);
+    norm = gradient_norm(a);
+    if (const double factor = limit / (norm + 1e-6); factor < 1)
+      for_each_gradient(a, a.size(), [&](size_t, const View& g) { scale_fwd({{factor}, g, g}, d); });
+  } else if (mode == ClipMode::value) {
+    for_each_gradient(a, a.size(), [&](size_t, const View& g) { clamp_fwd({{-limit, limit}, g, g}, d); });
   } else {
-    for_each_gradient(a, a.size(), [&](const ArenaSlice& s, float* g) {
-      map_in_place(g, s.numel, [k = float(limit)](float x) { return std::clamp(x, -k, k); });
-    });
+    clip_adaptively(a, float(limit), skip_last);
   }
-  return 0;
+  return norm;
 }
 
 }  // namespace lowbit

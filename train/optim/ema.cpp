@@ -1,19 +1,15 @@
 #include "train/optim/ema.h"
 
 #include <set>
-#include <utility>
 
 #include "tensor/core/error.h"
-#include "tensor/core/thread_pool.h"
+#include "train/optim/update.h"
 
 namespace lowbit {
 namespace {
 
-void average(float* e, const float* w, int64_t n, double decay) {
-  const float keep = float(decay), rest = float(1 - decay);
-  parallel_for(n, 16384, [&](int64_t b, int64_t end) {
-    for (int64_t i = b; i < end; ++i) e[i] = e[i] * keep + rest * w[i];
-  });
+void average(Tensor& e, const Tensor& w, double decay) {
+  blend({e.mutable_view(), w.view(), {float(decay), float(1 - decay)}}, e.device());
 }
 
 void exchange(Tensor& a, Tensor& b) {
@@ -34,11 +30,10 @@ Ema::Ema(ParameterArena& arena, const TensorMap& state, double decay)
 }
 
 void Ema::update() {
-  average(average_.flat().data<float>(), std::as_const(*arena_).values().flat().data<float>(),
-          average_.layout().total, decay_);
+  average(average_.flat(), arena_->values().flat(), decay_);
   for (auto& x : extras_) {
     if (x.value.dtype() == DType::f32)
-      average(x.average.data<float>(), x.value.packed().data_const<float>(), x.value.numel(), decay_);
+      average(x.average, x.value, decay_);
     else
       x.average.copy_from(x.value);
   }

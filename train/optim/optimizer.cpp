@@ -2,34 +2,8 @@
 
 #include <cmath>
 
-#include "tensor/core/thread_pool.h"
-
 namespace lowbit {
 namespace {
-
-template <class Update>
-void update_cpu(const UpdateArgs<Update>& a, Stream) {
-  parallel_for(a.chunk_count, 2, [&](int64_t first, int64_t last) {
-    for (int64_t c = first; c < last; ++c) {
-      const int64_t begin = a.chunks[3 * c + 1], n = a.chunks[3 * c + 2] - begin;
-      const UpdateHyper h = a.hyper[a.chunks[3 * c]];
-      if (h.active == 0) continue;
-      const Update update = a.update;
-      float* __restrict p = a.p + begin;
-      float* __restrict m = a.m + begin;
-      const float* __restrict g = a.g + begin;
-      if (a.v) {
-        float* __restrict v = a.v + begin;
-#pragma omp simd
-        for (int64_t i = 0; i < n; ++i) update(p[i], g[i], m[i], v[i], h);
-      } else {
-        float unused = 0;
-#pragma omp simd
-        for (int64_t i = 0; i < n; ++i) update(p[i], g[i], m[i], unused, h);
-      }
-    }
-  });
-}
 
 Tensor chunk_table(const ArenaLayout& layout, Device d) {
   std::vector<int64_t> rows;
@@ -44,9 +18,6 @@ Tensor chunk_table(const ArenaLayout& layout, Device d) {
 }
 
 }  // namespace
-
-constinit KernelSlot<UpdateArgs<AdamUpdate>> adam_update{"optimizer.adam", update_cpu<AdamUpdate>};
-constinit KernelSlot<UpdateArgs<SgdUpdate>> sgd_update{"optimizer.sgd", update_cpu<SgdUpdate>};
 
 Optimizer::Optimizer(ParameterArena& arena, OptimizerOptions o)
     : arena_(&arena),

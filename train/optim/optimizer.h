@@ -1,7 +1,6 @@
 #pragma once
 // AdamW, Adam and SGD as one fused pass over the arenas.
 
-#include "tensor/core/kernel_slot.h"
 #include "train/optim/arena.h"
 #include "train/optim/update.h"
 
@@ -13,20 +12,6 @@ struct OptimizerOptions {
   double beta1 = 0.9, beta2 = 0.999, eps = 1e-8;
   double momentum = 0.9;
 };
-
-/// Work list of a pass: rows {slice, begin, end} of at most kUpdateChunk elements each.
-template <class Update>
-struct UpdateArgs {
-  float *p, *m, *v;  ///< v null for updates with one moment
-  const float* g;
-  const int64_t* chunks;
-  int64_t chunk_count;
-  const UpdateHyper* hyper;
-  Update update;
-};
-inline constexpr int64_t kUpdateChunk = 8192;
-extern KernelSlot<UpdateArgs<AdamUpdate>> adam_update;
-extern KernelSlot<UpdateArgs<SgdUpdate>> sgd_update;
 
 /// Elementwise, hence the same bits for any number of threads. A parameter without a gradient keeps value,
 /// moments and step count.

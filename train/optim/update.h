@@ -1,9 +1,12 @@
 #pragma once
-// The update of one scalar parameter, written once for the CPU loop and the CUDA kernel.
+// The kernels of this folder: passes over arenas. What happens to one scalar is written once for both
+// devices.
 
 #include <cmath>
 
-#include "tensor/hd/macros.h"
+#include "tensor/core/kernel_slot.h"
+#include "tensor/core/tensor.h"
+#include "tensor/hd/row.h"
 
 namespace lowbit {
 
@@ -42,5 +45,63 @@ struct SgdUpdate {
     p = p - h.step * (nesterov != 0 ? ahead : m);
   }
 };
+
+/// Work list of a pass: rows {slice, begin, end} of at most kUpdateChunk elements each.
+template <class Update>
+struct UpdateArgs {
+  float *p, *m, *v;  ///< v null for updates with one moment
+  const float* g;
+  const int64_t* chunks;
+  int64_t chunk_count;
+  const UpdateHyper* hyper;
+  Update update;
+};
+inline constexpr int64_t kUpdateChunk = 8192;
+extern KernelSlot<UpdateArgs<AdamUpdate>> adam_update;
+extern KernelSlot<UpdateArgs<SgdUpdate>> sgd_update;
+
+/// e = keep·e + rest·w: the step of a running average.
+struct Blend {
+  float keep, rest;
+  template <class T>
+  LOWBIT_HD T operator()(T e, T w) const {
+    return e * keep + rest * w;
+  }
+};
+struct BlendArgs {
+  View e, w;  ///< one shape, f32
+  Blend f;
+};
+extern KernelSlot<BlendArgs> blend;
+
+/// *out = Σ x² by the row rule. `work` (CUDA only): square_sum_workspace(n) elements.
+struct SquareSumArgs {
+  float* out;
+  const float* x;
+  float* work;
+  int64_t n;
+};
+inline int64_t square_sum_workspace(int64_t n) { return 2 * ceil_div(n, kChunk) + 2; }
+extern KernelSlot<SquareSumArgs> square_sum;
+
+/// Adaptive clipping of g [units, n] by the norms of w, one row per unit; see ClipMode::agc.
+struct AdaptiveClip {
+  float* g;
+  const float* w;
+  int64_t units, n;
+  float limit;
+  template <class Row>
+  LOWBIT_HD void operator()(const Row& row, int64_t unit) const {
+    float* const grad = g + unit * n;
+    const float* const value = w + unit * n;
+    const float size = std::sqrt(row.sum(n, [=](int64_t i) { return value[i] * value[i]; }));
+    const float norm = std::sqrt(row.sum(n, [=](int64_t i) { return grad[i] * grad[i]; }));
+    const float bound = (size < 1e-3f ? 1e-3f : size) * limit;
+    if (norm < bound) return;
+    const float factor = bound / (norm < 1e-6f ? 1e-6f : norm);
+    row.for_each(n, [=](int64_t i) { grad[i] *= factor; });
+  }
+};
+extern KernelSlot<AdaptiveClip> adaptive_clip;
 
 }  // namespace lowbit

@@ -1,0 +1,47 @@
+#pragma once
+// What the allocators of all devices share: blocks in size classes, kept for reuse, in pools. Internal to
+// tensor/core.
+
+#include <map>
+#include <mutex>
+#include <span>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+#include "tensor/core/allocator.h"
+
+namespace lowbit {
+
+/// Blocks are reused in stream order: with the one compute stream of a device, release-then-reuse needs no
+/// event. A block belongs for ever to the pool it was allocated in (0, or the pool of a graph capture).
+class CachingAllocator : public Allocator {
+ public:
+  void* allocate(size_t bytes, Stream s) override;
+  void release(void* p, size_t bytes, Stream s) noexcept override;
+  void begin_pool(uint64_t pool_id) override;
+  void end_pool(uint64_t pool_id) override;
+  Stats stats() const override;
+  void reset_peak() override;
+  /// Gives the cached blocks outside of private pools back; a captured graph keeps the addresses of its pool.
+  void trim() override;
+
+ protected:
+  virtual size_t size_class(size_t bytes) const = 0;
+  virtual void* fresh(size_t size) = 0;  ///< null when there is no memory
+  virtual void give_back(std::span<void* const> blocks) noexcept = 0;
+  void count_live(int64_t size);  ///< for blocks that do not pass through the cache
+
+ private:
+  void* take(size_t size);
+  void add_live(size_t size);
+  void trim_locked();
+
+  mutable std::mutex mutex_;
+  uint64_t pool_ = 0;
+  std::map<std::pair<uint64_t, size_t>, std::vector<void*>> free_;
+  std::unordered_map<void*, uint64_t> private_;  ///< pools of the blocks that are not in pool 0
+  Stats stats_;
+};
+
+}  // namespace lowbit
