@@ -1,9 +1,11 @@
-# Line budget: prints the count by folder; a source file past 700 lines and an engine past 25,000 fail, so that growth is a decision.
+# Line budget: prints the count by folder; a source file past 700 lines and an engine past 40,000 fail, so that growth is a decision.
 #   cmake -DROOT=<source folder> -P cmake/check_lines.cmake
 include(${CMAKE_CURRENT_LIST_DIR}/check_common.cmake)
 set(file_soft 600)
 set(file_hard 700)
-set(engine_limit 25000)
+# 25,000 was the estimate before anything stood. With the engine, the image pipeline, label files, reports and both backends
+# built it is used up by one and a half of the four systems, every file still small; the rest is estimated at 15,000.
+set(engine_limit 40000)
 
 set(engine 0)
 foreach(folder ${ENGINE_FOLDERS} benchmarks tests)
