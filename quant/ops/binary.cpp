@@ -33,9 +33,10 @@ struct BinaryNode final : Node {
 constinit KernelSlot<BinaryFwdArgs> binary_fwd{"binarize.fwd", forward_cpu};
 constinit KernelSlot<BinaryBwdArgs> binary_bwd{"binarize.bwd", backward_cpu};
 
-Variable binarize(const Variable& v, const GroupLayout& l, std::string_view name) {
+Variable binarize(const Variable& v, const GroupLayout& l, std::string_view name, Tensor* scale) {
   check_float("binarize", "x", v);
   const Tensor x = v.data().packed(), s = finite_mean_abs(x, l, name);
+  if (scale) *scale = s;
   std::shared_ptr<BinaryNode> node;
   if (needs_grad({v})) {
     node = std::make_shared<BinaryNode>();

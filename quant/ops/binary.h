@@ -10,13 +10,15 @@
 // Source   VVTQ, quantization/binary_layer.py; docs/methods/vvtq.md
 
 #include "quant/ops/mean_abs.h"
+#include "tensor/core/tensor.h"
 
 namespace lowbit {
 
 class Variable;
 
-/// `name`: whom an error blames.
-Variable binarize(const Variable& x, const GroupLayout& l, std::string_view name = "binarize");
+/// `name`: whom an error blames. `scale`, where given, receives s of every group.
+Variable binarize(const Variable& x, const GroupLayout& l, std::string_view name = "binarize",
+                  Tensor* scale = nullptr);
 
 namespace binary {
 

@@ -28,7 +28,7 @@ struct StatsqNode final : Node {
 
 constinit KernelSlot<StatsqArgs> statsq_fwd{"statsq.fwd", forward_cpu};
 
-Variable statsq(const Variable& v, int bits, std::string_view name) {
+Variable statsq(const Variable& v, int bits, std::string_view name, Tensor* scale) {
   check_float("statsq", "w", v);
   LOWBIT_CHECK(v.ndim() >= 2 && v.ndim() <= 4, shape, "statsq",
                "w must have two to four dimensions (got w=", v.str(), ")");
@@ -37,6 +37,7 @@ Variable statsq(const Variable& v, int bits, std::string_view name) {
   const GroupLayout l = group_layout(w.shape(), -2, w.size(-2), name);
   const int n = 1 << (bits - 1);
   const Tensor step = finite_mean_abs(w, l, name, 2.0 / n);
+  if (scale) *scale = step;
   auto node = needs_grad({v}) ? std::make_shared<StatsqNode>() : nullptr;
   const bool coded = w.dtype() == DType::f32 && context().integer_products;
   Tensor y = Tensor::empty(w.shape(), coded ? DType::i8 : w.dtype(), w.device());

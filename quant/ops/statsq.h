@@ -12,13 +12,14 @@
 // Source   Liu et al. 2023 (OFQ), statsq.py; docs/methods/ofq.md
 
 #include "quant/ops/mean_abs.h"
+#include "tensor/core/tensor.h"
 
 namespace lowbit {
 
 class Variable;
 
-/// bits 1 … 8; `name`: whom an error blames.
-Variable statsq(const Variable& w, int bits, std::string_view name = "statsq");
+/// bits 1 … 8; `name`: whom an error blames. `scale`, where given, receives a/n of every group.
+Variable statsq(const Variable& w, int bits, std::string_view name = "statsq", Tensor* scale = nullptr);
 
 /// l as above; step = a/n, exactly, n being a power of two.
 template <class T>

@@ -30,7 +30,9 @@ GroupLayout BinaryQuantizer::layout(const Shape& x) const {
   return l;
 }
 
-Variable BinaryQuantizer::fake_quant(const Variable& x) { return binarize(x, layout(x.shape()), label()); }
+Variable BinaryQuantizer::fake_quant(const Variable& x) {
+  return binarize(x, layout(x.shape()), label(), &last_scale_);
+}
 
 void BinaryQuantizer::set_scale(const Tensor&) {
   fail(ErrorKind::usage, label(), "the scale of a binary quantizer is computed from each input");

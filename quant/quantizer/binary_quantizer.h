@@ -12,13 +12,14 @@ class BinaryQuantizer final : public Quantizer {
   explicit BinaryQuantizer(const QuantSpec& spec, int64_t heads = 1);
   Variable fake_quant(const Variable& x) override;
   bool initialised() const override { return true; }
-  Tensor scale() const override { return {}; }
+  Tensor scale() const override { return last_scale_; }  ///< of the last input; 0 before
   void set_scale(const Tensor& s) override;
   double clipped_share(const Tensor& x) const override;  ///< |x| > 1: no gradient
 
  private:
   GroupLayout layout(const Shape& x) const;
   int64_t heads_;
+  Tensor last_scale_ = Tensor::zeros({1});
 };
 
 }  // namespace lowbit

@@ -121,7 +121,9 @@ StatsqQuantizer::StatsqQuantizer(const QuantSpec& spec) : Quantizer(spec) {
   buffer("clip_val", Tensor::full({1}, 2));
 }
 
-Variable StatsqQuantizer::fake_quant(const Variable& w) { return statsq(w, spec().bits, label()); }
+Variable StatsqQuantizer::fake_quant(const Variable& w) {
+  return statsq(w, spec().bits, label(), &last_scale_);
+}
 
 void StatsqQuantizer::set_scale(const Tensor&) {
   fail(ErrorKind::usage, label(), "the scale of StatsQ is computed from each input");

@@ -55,9 +55,12 @@ class StatsqQuantizer final : public Quantizer {
   explicit StatsqQuantizer(const QuantSpec& spec);
   Variable fake_quant(const Variable& w) override;
   bool initialised() const override { return true; }
-  Tensor scale() const override { return {}; }
+  Tensor scale() const override { return last_scale_; }  ///< a/n of the last input; 0 before
   void set_scale(const Tensor& s) override;
   double clipped_share(const Tensor& w) const override;
+
+ private:
+  Tensor last_scale_ = Tensor::zeros({1});
 };
 
 }  // namespace lowbit

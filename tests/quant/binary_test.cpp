@@ -106,6 +106,7 @@ TEST(BinaryQuantizer, CodesAreSigns) {
   const Tensor codes = q.codes(Tensor::from(x, {4}));
   EXPECT_EQ(codes.to_vector<int32_t>(), (std::vector<int32_t>{-1, -1, 0, 1}));
   EXPECT_EQ(q.clipped_share(Tensor::from(x, {4})), 0.25);
+  EXPECT_EQ(q.scale().item<float>(), 1);
   EXPECT_THROW(BinaryQuantizer({.bits = 2}), Error);
 }
 
