@@ -87,7 +87,7 @@ function(lowbit_library folder)
   foreach(source ${sources})
     if(source MATCHES "_avx512\\.cpp$")
       set_source_files_properties(${source} PROPERTIES COMPILE_OPTIONS
-        "-march=x86-64-v4;-mavx512vnni;-mprefer-vector-width=512")
+        "-march=x86-64-v4;-mavx512vnni;-mamx-tile;-mamx-int8;-mprefer-vector-width=512")
     endif()
   endforeach()
   if(LOWBIT_HAVE_CUDA)

@@ -4,6 +4,7 @@
 #include <numeric>
 #include <utility>
 
+#include "tensor/engine/gemm_digits.h"
 #include "tensor/engine/gemm_pack.h"
 
 namespace lowbit {
@@ -55,6 +56,7 @@ class FloatEngine {
   }
   const char* prepacked() const { return nullptr; }
   void prepare(const Place&, int64_t, int64_t, const char*, char*) const {}
+  int session() const { return 0; }
   bool same_b(int64_t x, int64_t y) const { return detail::same_b(g_, x, y); }
   void pack_a(const Place& at, int64_t k_block, int64_t row, int rows, char* dst) const {
     pack(g_.a, at.index, at.a, k_block, row, rows, reinterpret_cast<T*>(dst), rows);
@@ -149,6 +151,7 @@ class FloatEngine {
 };
 
 void gemm_cpu(const GemmArgs& args, Stream) {
+  if (args.digits && detail::digits_apply(args)) return detail::gemm_digits_cpu(args);
   GemmArgs g = args;
   if (g.c_row == 1 && g.c_col != 1 && !g.bias) {  // Cᵀ = Bᵀ·Aᵀ: the products commute, the bits stay
     std::swap(g.a, g.b);
@@ -269,8 +272,8 @@ void detail::set_product(const char* op, ProductArgs& g, Tensor& out, DType t, c
   g.bias = bias.defined() ? bias.view().data : nullptr;
 }
 
-void gemm(Tensor& out, const GemmInput& a, const GemmInput& b, const Tensor& bias, double alpha,
-          double beta) {
+void gemm(Tensor& out, const GemmInput& a, const GemmInput& b, const Tensor& bias, double alpha, double beta,
+          int digits) {
   constexpr const char* op = "gemm";
   a.check(op), b.check(op);
   LOWBIT_CHECK(a.cols() == b.rows(), shape, op, "columns of a must equal rows of b (got ", a.str(), " and ",
@@ -282,7 +285,7 @@ void gemm(Tensor& out, const GemmInput& a, const GemmInput& b, const Tensor& bia
                b.str(), ")");
   GemmArgs g;
   detail::set_product(op, g, out, t, a, b, bias);
-  g.alpha = alpha, g.beta = beta;
+  g.alpha = alpha, g.beta = beta, g.digits = digits;
   gemm_kernel(g, out.device());
 }
 

@@ -48,6 +48,8 @@ struct ProductArgs {
 };
 struct GemmArgs : ProductArgs {  ///< C f32, or f64 with f64 operands
   double beta = 0;
+  int digits =
+      0;  ///< 2, 3: floats times codes as so many integer products where that is possible (gemm_digits.h)
 };
 extern KernelSlot<GemmArgs> gemm_kernel;
 
@@ -97,7 +99,7 @@ Shape gemm_batch_shape(const char* op, const GemmInput& a, const GemmInput& b);
 /// broadcast. f32 (or f64: all of them). Linear layer: gemm(y, x, GemmInput(w).t(), bias); weight gradient:
 /// gemm(dw, GemmInput(dy).t(), x).
 void gemm(Tensor& out, const GemmInput& a, const GemmInput& b, const Tensor& bias = {}, double alpha = 1,
-          double beta = 0);
+          double beta = 0, int digits = 0);
 
 /// The same into a new tensor.
 Tensor matmul(const GemmInput& a, const GemmInput& b, const Tensor& bias = {}, double alpha = 1);

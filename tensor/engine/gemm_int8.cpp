@@ -59,7 +59,7 @@ namespace {
 int64_t words(int64_t k) { return detail::ceil_div(k, 4); }
 
 /// A packed panel of B is followed by Σ_k of its packed values, int32 [kPanel].
-size_t panel_data_bytes(int64_t k) { return size_t(words(k)) * kPanel * 4; }
+size_t panel_data_bytes(int64_t k) { return size_t(detail::panel_words(k)) * kPanel * 4; }
 size_t panel_bytes(int64_t k) { return panel_data_bytes(k) + kPanel * 4; }
 
 void pack_panel(const GemmOperand& b, const Packing& p, int64_t at, int64_t col, int cols, int64_t k,
@@ -73,24 +73,22 @@ void pack_panel(const GemmOperand& b, const Packing& p, int64_t at, int64_t col,
   for (int c = 0; c < cols; ++c) sums[c] -= int32_t(k * p.zero);
 }
 
-/// Σ_k weight_k · (packed[k] + shift) for every line of packed words.
+/// Σ_k weight_k · (packed[k] + shift) for every line; `word` and `line` are the bytes between words of four k
+/// and between lines.
 template <class Byte>
-void weighted_sums(const char* packed, int ld, int lines, int64_t k, double shift, const float* weight,
-                   int64_t step, double* out) {
+void weighted_sums(const char* packed, int64_t word, int64_t line, int lines, int64_t k, double shift,
+                   const float* weight, int64_t step, double* out) {
   const auto* bytes = reinterpret_cast<const Byte*>(packed);
   std::fill_n(out, lines, 0.0);
   for (int64_t i = 0; i < k; ++i)
     for (int r = 0; r < lines; ++r)
-      out[r] += double(weight[i * step]) * (double(bytes[(i / 4 * ld + r) * 4 + i % 4]) + shift);
+      out[r] += double(weight[i * step]) * (double(bytes[i / 4 * word + r * line + i % 4]) + shift);
 }
 
 class CodedEngine {
  public:
   CodedEngine(const CodedGemmArgs& g, detail::IntKernel kernel)
-      : g_(g),
-        kernel_(kernel),
-        plan_(g),
-        tile_bytes_(detail::round_up(size_t(words(g.k) * kernel.mr) * 4 + 32, 64)) {}
+      : g_(g), kernel_(kernel), plan_(g), tile_bytes_(detail::code_tile_bytes(kernel, g.k)) {}
 
   Blocking blocking() const {
     const int64_t batches = g_.batch[0] * g_.batch[1] * g_.batch[2];
@@ -114,6 +112,7 @@ class CodedEngine {
     return {i, i.offset(g_.a.stride.batch), i.offset(g_.b.stride.batch), i.offset(g_.c_batch)};
   }
   const char* prepacked() const { return static_cast<const char*>(g_.packed_b); }
+  detail::IntSession session() const { return detail::IntSession(kernel_); }
   bool same_b(int64_t x, int64_t y) const { return detail::same_b(g_, x, y); }
 
   void pack_b(const Place& at, int64_t, int64_t col, int cols, char* dst) const {
@@ -123,8 +122,8 @@ class CodedEngine {
   void pack_a(const Place& at, int64_t, int64_t row, int rows, char* dst) const {
     const auto* src = static_cast<const uint8_t*>(g_.a.data) + at.a + row * g_.a.stride.row;
     if (g_.quantize) quantize_rows(at.index, row, rows, const_cast<uint8_t*>(src));
-    detail::pack_codes(src, g_.a.stride.row, g_.a.stride.k, rows, g_.k, uint8_t(plan_.a.zero),
-                       reinterpret_cast<uint32_t*>(dst), rows);
+    detail::pack_code_tile(kernel_, src, g_.a.stride.row, g_.a.stride.k, rows, g_.k, uint8_t(plan_.a.zero),
+                           dst);
     auto& info = *reinterpret_cast<RowInfo*>(dst + tile_bytes_);
     int32_t sums[detail::kMaxRows] = {};
     if (plan_.b.shift != 0 || plan_.out == IntOut::f64) {
@@ -186,7 +185,9 @@ class CodedEngine {
       offsets = detail::offset_sums(g_, i);
       const float* const e = detail::batch_offsets(g_.b, i);
       if (const int64_t step = g_.b.offset_stride.k; e && step)
-        weighted_sums<uint8_t>(packed, rows, rows, g_.k, plan_.a.shift, e, step, weighted);
+        weighted_sums<uint8_t>(packed, kernel_.by_rows ? 4 : 4 * rows,
+                               kernel_.by_rows ? detail::panel_words(g_.k) * 4 : 4, rows, g_.k, plan_.a.shift,
+                               e, step, weighted);
     }
     for (int r = 0; r < rows; ++r) {
       const RowTerms t = detail::row_terms(g_, plan_, i, row + r, sums[r], weighted[r], offsets);
@@ -200,7 +201,8 @@ class CodedEngine {
     double weighted[kPanel] = {};
     const float* const b = detail::batch_offsets(g_.a, i);
     if (const int64_t step = g_.a.offset_stride.k; b && step)
-      weighted_sums<int8_t>(packed, detail::panel_width(cols), cols, g_.k, plan_.b.shift, b, step, weighted);
+      weighted_sums<int8_t>(packed, 4 * detail::panel_width(cols), 4, cols, g_.k, plan_.b.shift, b, step,
+                            weighted);
     info = ColInfo{};
     for (int c = 0; c < cols; ++c) {
       const ColTerms t = detail::col_terms(g_, plan_, i, col + c, sums[c], weighted[c]);

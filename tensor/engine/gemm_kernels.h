@@ -4,8 +4,9 @@
 //
 // Packed A tile: [k][rows], rows ≤ mr; float tiles of a row-major A are also read in place.  Packed B panel:
 // [k][width], width 32, or 16 when it has ≤ 16 columns. The integer kernels hold four consecutive k of one
-// row in one 32-bit word: [k/4][rows] words, k padded by zeros. Every float kernel runs the same chain per
-// element: s = fma(a_k, b_k, s) over k in increasing order from 0.
+// row in one 32-bit word: [k/4][rows] words, k padded by zeros; AMX reads A by rows, [rows][k rounded up to
+// 64] bytes. Every float kernel runs the same chain per element: s = fma(a_k, b_k, s) over k in increasing
+// order from 0.
 
 #include <cstdint>
 
@@ -14,7 +15,7 @@
 namespace lowbit::detail {
 
 inline constexpr int kPanel = 32;    // columns of a packed panel of B
-inline constexpr int kMaxRows = 16;  // upper bound of mr over all kernels
+inline constexpr int kMaxRows = 32;  // upper bound of mr over all kernels
 
 static constexpr int panel_width(int64_t cols) { return cols <= kPanel / 2 ? kPanel / 2 : kPanel; }
 
@@ -70,17 +71,39 @@ struct IntTile {
   const ColInfo* col;
   void* c;  // int32 or float
   int64_t ldc;
+  bool plain = false;  // s32, corrections are 0, and c has room for the whole tile: [kMaxRows][kPanel]
 };
 
 struct IntKernel {
   int mr;
+  bool by_rows;  // how A is packed: [mr][k rounded up to 64] bytes
   void (*run)(const IntTile&);
+  void (*begin)();  // around a series of tiles on one thread; or null
+  void (*end)();
+};
+
+/// A series of integer tiles.
+class IntSession {
+ public:
+  explicit IntSession(const IntKernel& k) : end_(k.end) {
+    if (k.begin) k.begin();
+  }
+  ~IntSession() {
+    if (end_) end_();
+  }
+  IntSession(const IntSession&) = delete;
+
+ private:
+  void (*end_)();
 };
 
 IntKernel gemm_kernel_int8(Isa isa);
 
 void gemm_tile_f32_avx512(const Tile<float>&);
 void gemm_tile_int8_avx512(const IntTile&);
+void gemm_tile_int8_amx(const IntTile&);
+void amx_begin();
+void amx_end();
 void gemm_tile_f32_avx2(const Tile<float>&);
 void gemm_tile_int8_avx2(const IntTile&);
 

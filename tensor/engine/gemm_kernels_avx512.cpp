@@ -1,5 +1,6 @@
-// AVX-512 (VNNI) micro-kernels, tiles of 14 × 32. Accumulators are indexed by constants of fold expressions
-// only: gcc 12 keeps an array indexed by a loop variable in memory, at a third of the speed.
+// AVX-512 (VNNI) micro-kernels, tiles of 14 × 32, and the integer kernel of AMX, 32 × 32. Accumulators are
+// indexed by constants of fold expressions only: gcc 12 keeps an array indexed by a loop variable in memory,
+// at a third of the speed.
 #if defined(__x86_64__)
 
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // gcc 12's own intrinsics headers
@@ -215,7 +216,88 @@ LOWBIT_INLINE void pick_int(const IntTile& t, Seq<R...>) {
   table[t.rows - 1](t);
 }
 
+/// The epilogue of rows in memory; constants of columns stay in registers.
+template <int kV>
+LOWBIT_INLINE void store_int_rows(const IntTile& t, const int32_t* acc) {
+  if (t.out != IntOut::f32) {
+    for (int r = 0; r < t.rows; ++r, acc += kPanel) {
+      __m512i s[kV];
+      for (int v = 0; v < kV; ++v) s[v] = _mm512_load_si512(acc + 16 * v);
+      t.out == IntOut::f64 ? store_exact<kV>(t, r, s) : store_int<kV>(t, r, s);
+    }
+    return;
+  }
+  const __m128i shift = _mm_cvtsi32_si128(t.shift);
+  const auto columns = [&](int v) __attribute__((always_inline)) {
+    const __mmask16 m = lanes(t.cols - 16 * v);
+    const __m512i add = _mm512_loadu_si512(t.col->correction + 16 * v);
+    const __m512 scale = _mm512_loadu_ps(t.col->scale + 16 * v), bias = _mm512_loadu_ps(t.col->bias + 16 * v);
+    auto* c = static_cast<float*>(t.c) + 16 * v;
+    for (int r = 0; r < t.rows; ++r, c += t.ldc) {
+      const __m512i s = _mm512_sll_epi32(_mm512_load_si512(acc + r * kPanel + 16 * v), shift);
+      const __m512i x = _mm512_add_epi32(_mm512_add_epi32(s, _mm512_set1_epi32(t.row->correction[r])), add);
+      const __m512 factor = _mm512_mul_ps(_mm512_set1_ps(t.row->scale[r]), scale);
+      _mm512_mask_storeu_ps(c, m, _mm512_fmadd_ps(_mm512_cvtepi32_ps(x), factor, bias));
+    }
+  };
+  columns(0);
+  if constexpr (kV == 2) columns(1);
+}
+
+/// Four accumulators of 16 × 16; rows and columns that the tile lacks are computed from what lies in the
+/// packed buffers and dropped.
+template <int kRowTiles, int kColTiles>
+void run_amx(const IntTile& t) {
+  alignas(64) int32_t buffer[kMaxRows * kPanel];
+  int32_t* const acc = t.plain ? static_cast<int32_t*>(t.c) : buffer;
+  const int64_t a_row = (t.words + 15) / 16 * 64, b_row = t.b_step * 4;
+  const auto* a = reinterpret_cast<const char*>(t.a);
+  const auto* b = reinterpret_cast<const char*>(t.b);
+  const char* const a1 = a + 16 * a_row;
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+  for (int64_t k = 0; k < t.words; k += 16, b += 16 * b_row) {
+    _tile_loadd(4, a + 4 * k, a_row);
+    _tile_loadd(6, b, b_row);
+    _tile_dpbusd(0, 4, 6);
+    if constexpr (kColTiles == 2) {
+      _tile_loadd(7, b + 64, b_row);
+      _tile_dpbusd(1, 4, 7);
+    }
+    if constexpr (kRowTiles == 2) {
+      _tile_loadd(5, a1 + 4 * k, a_row);
+      _tile_dpbusd(2, 5, 6);
+      if constexpr (kColTiles == 2) _tile_dpbusd(3, 5, 7);
+    }
+  }
+  _tile_stored(0, acc, kPanel * 4);
+  if constexpr (kColTiles == 2) _tile_stored(1, acc + 16, kPanel * 4);
+  if constexpr (kRowTiles == 2) _tile_stored(2, acc + 16 * kPanel, kPanel * 4);
+  if constexpr (kRowTiles == 2 && kColTiles == 2) _tile_stored(3, acc + 16 * kPanel + 16, kPanel * 4);
+  if (!t.plain) store_int_rows<kColTiles>(t, acc);
+}
+
 }  // namespace
+
+void amx_begin() {
+  struct alignas(64) Config {
+    uint8_t palette = 1, start_row = 0, reserved[14] = {};
+    uint16_t bytes_per_row[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+    uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+  };
+  static constexpr Config all_whole;  // in memory: the intrinsic tells gcc of its first bytes only
+  _tile_loadconfig(&all_whole);
+}
+void amx_end() { _tile_release(); }
+
+void gemm_tile_int8_amx(const IntTile& t) {
+  if (t.cols <= 16)
+    t.rows <= 16 ? run_amx<1, 1>(t) : run_amx<2, 1>(t);
+  else
+    t.rows <= 16 ? run_amx<1, 2>(t) : run_amx<2, 2>(t);
+}
 
 void gemm_tile_f32_avx512(const Tile<float>& t) {
   if (t.cols <= 16)

@@ -68,7 +68,7 @@ FloatKernel<double> gemm_kernel_f64() { return {4, false, tile_portable<double>}
 
 FloatKernel<float> gemm_kernel_f32(Isa isa) {
 #if defined(__x86_64__)
-  if (isa == Isa::avx512) return {14, true, gemm_tile_f32_avx512};
+  if (isa >= Isa::avx512) return {14, true, gemm_tile_f32_avx512};
   if (isa == Isa::avx2) return {6, false, gemm_tile_f32_avx2};
 #endif
   (void)isa;
@@ -77,11 +77,12 @@ FloatKernel<float> gemm_kernel_f32(Isa isa) {
 
 IntKernel gemm_kernel_int8(Isa isa) {
 #if defined(__x86_64__)
-  if (isa == Isa::avx512) return {14, gemm_tile_int8_avx512};
-  if (isa == Isa::avx2) return {6, gemm_tile_int8_avx2};
+  if (isa == Isa::amx) return {32, true, gemm_tile_int8_amx, amx_begin, amx_end};
+  if (isa == Isa::avx512) return {14, false, gemm_tile_int8_avx512, nullptr, nullptr};
+  if (isa == Isa::avx2) return {6, false, gemm_tile_int8_avx2, nullptr, nullptr};
 #endif
   (void)isa;
-  return {8, tile_int8_portable};
+  return {8, false, tile_int8_portable, nullptr, nullptr};
 }
 
 }  // namespace lowbit::detail

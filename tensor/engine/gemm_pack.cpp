@@ -141,6 +141,25 @@ int64_t interleave_codes(const uint8_t*, int64_t, int, int64_t, uint8_t, uint32_
 
 #endif
 
+/// to[c · ld + r] = from[r · cols + c]: 8 × 8 words at a time.
+void transpose_words(const uint32_t* from, int64_t rows, int64_t cols, uint32_t* to, int64_t ld) {
+  int64_t whole_rows = 0;
+#if defined(__AVX2__)
+  whole_rows = rows / 8 * 8;
+  const int64_t whole_cols = cols / 8 * 8;
+  for (int64_t c = 0; c < whole_cols; c += 8)
+    for (int64_t r = 0; r < whole_rows; r += 8) {
+      const uint8_t* row[8];
+      for (int i = 0; i < 8; ++i) row[i] = reinterpret_cast<const uint8_t*>(from + (r + i) * cols);
+      transpose_8x8(row, c * 4, _mm256_setzero_si256(), to + c * ld + r, int(ld));
+    }
+  for (int64_t c = whole_cols; c < cols; ++c)
+    for (int64_t r = 0; r < whole_rows; ++r) to[c * ld + r] = from[r * cols + c];
+#endif
+  for (int64_t r = whole_rows; r < rows; ++r)
+    for (int64_t c = 0; c < cols; ++c) to[c * ld + r] = from[r * cols + c];
+}
+
 template <class Code>
 void convert_line(const Code* src, int64_t step, int64_t n, float shift, const float* scale, int64_t ss,
                   const float* offset, int64_t os, float* dst) {
@@ -175,7 +194,10 @@ void sum_lines(const Code* src, int64_t row, int64_t col, int rows, int64_t k, i
     }
   } else {
     for (int64_t i = 0; i < k; ++i)
-      for (int r = 0; r < rows; ++r) sums[r] += src[i * col + r * row];
+      if (row == 1)
+        for (int r = 0; r < rows; ++r) sums[r] += src[i * col + r];
+      else
+        for (int r = 0; r < rows; ++r) sums[r] += src[i * col + r * row];
   }
 }
 
@@ -218,6 +240,30 @@ void pack_codes(const uint8_t* src, int64_t row, int64_t col, int rows, int64_t 
         word |= uint32_t(uint8_t(src[r * row + (4 * w + i) * col] - sub)) << (8 * i);
       dst[w * ld + r] = word;
     }
+}
+
+size_t code_tile_bytes(const IntKernel& kernel, int64_t k) {
+  return kernel.by_rows ? size_t(kernel.mr) * round_up(size_t(k), 64) + 64
+                        : round_up(size_t(ceil_div(k, 4) * kernel.mr) * 4 + 32, 64);
+}
+
+void pack_code_tile(const IntKernel& kernel, const uint8_t* src, int64_t row, int64_t col, int rows,
+                    int64_t k, uint8_t sub, char* dst) {
+  auto* words = reinterpret_cast<uint32_t*>(dst);
+  if (!kernel.by_rows) return pack_codes(src, row, col, rows, k, sub, words, rows);
+  const size_t line = round_up(size_t(k), 64);
+  if (col != 1) {  // words of four k first, then the words transposed
+    const int64_t n = ceil_div(k, 4);
+    auto* stage = static_cast<uint32_t*>(thread_scratch(Scratch::stage, size_t(n * rows) * 4 + kPackSlack));
+    pack_codes(src, row, col, rows, k, sub, stage, rows);
+    transpose_words(stage, n, rows, words, int64_t(line / 4));
+  }
+  for (int r = 0; r < rows; ++r) {
+    auto* to = reinterpret_cast<uint8_t*>(dst) + size_t(r) * line;
+    if (col == 1)
+      for (int64_t i = 0; i < k; ++i) to[i] = uint8_t(src[r * row + i] - sub);
+    std::memset(to + k, 0, line - size_t(k));
+  }
 }
 
 void sum_codes(const void* src, bool is_signed, int64_t row, int64_t col, int rows, int64_t k,

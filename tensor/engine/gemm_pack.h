@@ -38,8 +38,8 @@ void pack_codes(const uint8_t* src, int64_t row, int64_t col, int rows, int64_t 
 size_t code_tile_bytes(const IntKernel& kernel, int64_t k);
 
 /// The same into a tile of A as the kernel wants it.
-void pack_code_tile(const IntKernel& kernel, const uint8_t* src, int64_t row, int64_t col, int rows, int64_t k,
-                    uint8_t sub, char* dst);
+void pack_code_tile(const IntKernel& kernel, const uint8_t* src, int64_t row, int64_t col, int rows,
+                    int64_t k, uint8_t sub, char* dst);
 
 /// Words of a packed panel of B: k rounded up to 64, so that a kernel may step by 16 words.
 inline int64_t panel_words(int64_t k) { return (k + 63) / 64 * 16; }
@@ -92,6 +92,7 @@ struct Blocking {
   size_t a_tile_bytes, b_panel_bytes, column_bytes;  // per row tile and k block; panel and k block; panel
   double work;                                       // multiply-adds of the whole product
   bool rows_only = false;                            // never split columns: a row of A is packed exactly once
+  size_t row_block_bytes = 256 << 10;                // of packed A that meet a panel of B one after the other
   int64_t tiles() const { return ceil_div(m, mr); }
   int64_t panels() const { return ceil_div(n, kPanel); }
   int64_t row(int64_t tile) const { return m * tile / tiles(); }  // tiles of nearly equal height
@@ -120,7 +121,6 @@ class BlockedProduct {
  private:
   static constexpr double kSerialWork = 1 << 17;
   static constexpr size_t kPackedBytes = 8 << 20;  // packed B kept at a time
-  static constexpr size_t kRowBlockBytes = 256 << 10;
   static constexpr int64_t kTilesInPlace = 12;
 
   int64_t chunk() const {  // k blocks packed at a time
@@ -183,11 +183,12 @@ class BlockedProduct {
   void compute(int64_t batch, int64_t k0, int64_t k1, int64_t t0, int64_t t1, int64_t p0, int64_t p1,
                const char* packed) const {
     const int64_t group =
-        b_.a_tile_bytes ? std::max<int64_t>(1, int64_t(kRowBlockBytes / b_.a_tile_bytes)) : kTilesInPlace;
+        b_.a_tile_bytes ? std::max<int64_t>(1, int64_t(b_.row_block_bytes / b_.a_tile_bytes)) : kTilesInPlace;
     auto* a = static_cast<char*>(
         thread_scratch(Scratch::a, size_t(std::min(group, t1 - t0)) * b_.a_tile_bytes + kPackSlack));
     auto* columns = static_cast<char*>(thread_scratch(Scratch::columns, size_t(p1 - p0) * b_.column_bytes));
     const auto place = e_.place(batch);
+    [[maybe_unused]] const auto session = e_.session();
     e_.prepare(place, p0, p1, packed, columns);
     for (int64_t g0 = t0; g0 < t1; g0 += group) {  // this block of C stays in the cache over the k blocks
       const int64_t g1 = std::min(g0 + group, t1);

@@ -5,13 +5,14 @@
 
 namespace lowbit {
 
-/// avx512 needs AVX-512 F/BW/DQ/VL and VNNI; machines with less run the avx2 kernels.
-enum class Isa : uint8_t { portable, avx2, avx512 };
+/// avx512 needs AVX-512 F/BW/DQ/VL and VNNI, amx its integer tiles as well; machines with less run the avx2
+/// kernels. Every level contains those before it.
+enum class Isa : uint8_t { portable, avx2, avx512, amx };
 
 const char* isa_name(Isa isa);
 bool isa_supported(Isa isa);
 
-/// The instruction set in use: the best supported one, or LOWBIT_ISA=portable|avx2|avx512, or set_isa.
+/// The instruction set in use: the best supported one, or LOWBIT_ISA=portable|avx2|avx512|amx, or set_isa.
 Isa current_isa();
 
 /// For tests and benchmarks. Throws when this machine cannot run it.

@@ -28,7 +28,7 @@ class IsaGuard {
 template <class F>
 void for_each_isa_and_threads(F f, std::vector<int> thread_counts = {1, 2, 3}) {
   const IsaGuard guard;
-  for (const Isa isa : {Isa::portable, Isa::avx2, Isa::avx512}) {
+  for (const Isa isa : {Isa::portable, Isa::avx2, Isa::avx512, Isa::amx}) {
     if (!isa_supported(isa)) continue;
     for (const int n : thread_counts) {
       SCOPED_TRACE(std::string(isa_name(isa)) + ", threads " + std::to_string(n));

@@ -1,0 +1,26 @@
+#pragma once
+// Products of floats with integer codes, computed on integers (GemmArgs::digits). Internal to the engine.
+//
+// Along the contracted dimension the floats of one line (a row of A, a column of B) become fixed-point
+// numbers of 24 bits (two digits: 16) under one scale, and these are cut into bytes, one exact integer
+// product each:
+//
+//   F = max_k |g_k·s_k|,  v = (2^23 − 2) / F,  q_k = rint(g_k·s_k·v),  q_k + 2^23 = Σ_i 256^i·byte_i
+//   Y = float((α/v · w)·Σ_k q_k·(code_k + shift) + (α/v · Σ_k q_k)·offset)       in f64, the sums exact
+//
+// s_k is the codes' scale where it runs along k (then w = 1), else 1 and w is the scale. The error of q is
+// half a unit and one rounding of f32: at most 1.2e-7·F, or 3e-5·F with two digits. No order is prescribed,
+// because integer sums are exact; a line that holds a value which is not finite gives NaN. Lines whose F is
+// below 3e-32 lose precision.
+
+#include "tensor/engine/gemm.h"
+
+namespace lowbit::detail {
+
+/// Whether the arguments have this form: one f32 operand, codes without an offset along k, no bias, beta = 0,
+/// sums within 32 bits. A function of the arguments alone.
+bool digits_apply(const GemmArgs& g);
+
+void gemm_digits_cpu(GemmArgs g);
+
+}  // namespace lowbit::detail

@@ -1,0 +1,80 @@
+#pragma once
+// Inner loops of gemm_digits.h: floats into digits, sums of digits into results. Internal to the engine.
+
+#include <algorithm>
+#include <bit>
+#include <cstdint>
+#include <limits>
+
+#include "tensor/engine/gemm_kernels.h"
+
+namespace lowbit::detail {
+
+inline constexpr int kMaxDigits = 3;
+
+inline int32_t magnitude_bits(float x) { return std::bit_cast<int32_t>(x) & 0x7fffffff; }
+
+/// The fixed-point scale of a line from the bits of its largest magnitude; 0 for a line of zeros.
+inline float fixed_point(int32_t top_bits, int digits) {
+  const float top = std::bit_cast<float>(top_bits);
+  const float largest = digits == 3 ? 8388606.f : 32766.f;
+  return top > 0 ? std::min(largest / top, std::numeric_limits<float>::max()) : 0.f;
+}
+/// Added to q so that its bytes are unsigned digits.
+inline int32_t digit_zero(int digits) { return digits == 3 ? 1 << 23 : 1 << 15; }
+
+/// Lines of one operand: the bits of the largest magnitude, v, Σ q.
+struct SplitLines {
+  alignas(64) int32_t top[kPanel] = {};
+  alignas(64) float v[kPanel] = {};
+  alignas(64) double sum[kPanel] = {};
+};
+
+/// k floats of one line into unsigned bytes, plane by plane. scale: one factor for every k, or null.
+struct SplitLineArgs {
+  const float* x;
+  int64_t step, k;
+  const float* scale;
+  int64_t scale_step;
+  int digits;
+  uint8_t* plane[kMaxDigits];
+};
+
+/// `cols` lines, k of each, into words of four k: signed bytes, `width` words per step, planes `plane` words
+/// apart.
+struct SplitPanelArgs {
+  const float* x;
+  int64_t col, next, k;  ///< strides between lines and between two k
+  const float* scale;
+  int64_t scale_step;
+  int cols, digits, width;
+  uint32_t* words;
+  int64_t plane;
+};
+
+/// y[r, j] = row.factor · col.factor · (Σ_d 256^d·acc_d + row.add + col.add) (+ row.offset · col.offset)
+struct DigitLines {
+  alignas(64) double factor[kPanel] = {}, add[kPanel] = {}, offset[kPanel] = {};
+};
+struct DigitSums {
+  const int32_t* acc;  ///< [digits][kMaxRows][kPanel]
+  int rows, cols, digits;
+  bool offset;
+  const DigitLines *row, *col;
+  float* y;
+  int64_t ldy;
+};
+
+struct DigitKernel {
+  void (*line)(const SplitLineArgs&, SplitLines& out, int i);
+  void (*panel)(const SplitPanelArgs&, SplitLines& out);
+  void (*sums)(const DigitSums&);
+};
+
+DigitKernel digit_kernel(Isa isa);
+
+void split_line_avx512(const SplitLineArgs&, SplitLines& out, int i);
+void split_panel_avx512(const SplitPanelArgs&, SplitLines& out);
+void digit_sums_avx512(const DigitSums&);
+
+}  // namespace lowbit::detail
