@@ -205,12 +205,12 @@ std::vector<WeightWatch::Placement> WeightWatch::placements() const {
   std::vector<Placement> all;
   for (const Watched& l : layers_) {
     const Coded c = coded(*l.quantizer, l.weight);
-    Placement p{l.name, threshold_distances(l.weight.data(), c), 0, 0};
+    int64_t clipped = 0, zero = 0;
+    const Tensor distances = threshold_distances(l.weight.data(), c);
+    for (const float d : distances.to_vector<float>()) clipped += std::isnan(d);
+    for (const int32_t q : c.codes.cast(DType::i32).to_vector<int32_t>()) zero += double(q) + c.shift == 0;
     const double n = double(l.weight.numel());
-    for (const float d : p.distances.to_vector<float>()) p.clipped += std::isnan(d) ? 1 / n : 0;
-    for (const int32_t q : c.codes.cast(DType::i32).to_vector<int32_t>())
-      p.dead_zone += double(q) + c.shift == 0 ? 1 / n : 0;
-    all.push_back(std::move(p));
+    all.push_back({l.name, distances, double(clipped) / n, double(zero) / n});
   }
   return all;
 }

@@ -41,8 +41,10 @@ bool is_header_or_before(const std::string& row, int64_t epoch) {
 /// An evaluation stands at the step of its epoch's end and is repeated unless the epoch was finished.
 bool is_before_resume(const std::string& line, const RunLogOptions& o) {
   const auto j = Json::parse(line, nullptr, false);
-  if (!j.is_object() || j.value("step", int64_t(0)) > o.resume_step) return false;
-  return j.value("split", "") != "eval" || j.value("epoch", int64_t(0)) < o.resume_epoch;
+  if (!j.is_object()) return false;
+  const int64_t step = j.value("step", int64_t(0));
+  if (step != o.resume_step || j.value("split", "") == "train") return step <= o.resume_step;
+  return j.value("epoch", int64_t(0)) < o.resume_epoch;
 }
 
 }  // namespace
@@ -57,7 +59,8 @@ RunLog::RunLog(const RunLogOptions& o) {
   if (o.tensorboard) events_ = std::make_unique<EventWriter>(o.folder);
 }
 
-void RunLog::event(int64_t step, int64_t epoch, const std::string& split, const Metrics& metrics) {
+void RunLog::event(int64_t step, int64_t epoch, const std::string& split, const Metrics& metrics,
+                   const MetricLists& lists) {
   Json j;
   j["t"] = std::round(unix_time() * 1000) / 1000;
   j["step"] = step;
@@ -67,6 +70,8 @@ void RunLog::event(int64_t step, int64_t epoch, const std::string& split, const 
     j[name] = number(value);
     if (events_) events_->scalar(split + "/" + name, step, value);
   }
+  for (const auto& [name, values] : lists)
+    for (const double v : values) j[name].push_back(number(v));
   metrics_->write(dump(j));
 }
 

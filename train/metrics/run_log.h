@@ -15,6 +15,7 @@
 namespace lowbit {
 
 using Metrics = std::vector<std::pair<std::string, double>>;
+using MetricLists = std::vector<std::pair<std::string, std::vector<double>>>;
 
 /// One row of summary.csv: epoch,train_loss,eval_loss,eval_top1,eval_top5,lr,img_per_s,osc_share. What is
 /// absent stays empty.
@@ -28,7 +29,7 @@ struct RunLogOptions {
   bool tensorboard = true;
   int64_t resume_epoch = 0;  ///< rows of summary.csv from this epoch on are written again
   int64_t resume_step = 0;   ///< lines of metrics.jsonl after this step are written again, and evaluations
-                             ///< from resume_epoch on
+                             ///< at it unless their epoch is finished
 };
 
 class RunLog {
@@ -36,7 +37,9 @@ class RunLog {
   explicit RunLog(const RunLogOptions& o);
   /// One line {"t", "step", "epoch", "split", metrics…}; every metric also as scalar "<split>/<name>".
   /// Numbers that are not finite are written as strings ("nan", "inf", "-inf").
-  void event(int64_t step, int64_t epoch, const std::string& split, const Metrics& metrics);
+  /// `lists` become arrays, in metrics.jsonl only.
+  void event(int64_t step, int64_t epoch, const std::string& split, const Metrics& metrics,
+             const MetricLists& lists = {});
   void histogram(const std::string& tag, int64_t step, std::span<const float> values);
   void epoch(const EpochSummary& s);
 

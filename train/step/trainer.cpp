@@ -10,6 +10,7 @@
 #include "autograd/ops/cross_entropy.h"
 #include "autograd/ops/pointwise.h"
 #include "tensor/core/context.h"
+#include "train/config/device.h"
 #include "train/optim/clip.h"
 
 namespace lowbit {
@@ -19,6 +20,8 @@ double now() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
+constexpr double kStepsToJudgeLoader = 10;
+
 LoaderOptions loader_options(const Options& o, int64_t batch, bool drop_last) {
   LoaderOptions l;
   l.batch = batch;
@@ -26,12 +29,13 @@ LoaderOptions loader_options(const Options& o, int64_t batch, bool drop_last) {
   l.slots = std::max(3, l.workers + 2);
   l.seed = uint64_t(o.integer("seed"));
   l.drop_last = drop_last;
+  l.device = run_device(o);
   return l;
 }
 
 /// [B, C] → i64 [B]; the first of equal values.
 Tensor argmax_rows(const Tensor& x) {
-  const Tensor p = x.packed();
+  const Tensor p = x.to(Device{}).packed();
   const int64_t n = p.size(0), c = p.size(1);
   Tensor best = Tensor::empty({n}, DType::i64);
   int64_t* out = best.data<int64_t>();
@@ -39,7 +43,7 @@ Tensor argmax_rows(const Tensor& x) {
     const float* row = p.data_const<float>() + i * c;
     out[i] = std::max_element(row, row + c) - row;
   }
-  return best;
+  return best.to(x.device());
 }
 
 int64_t eval_batch(const Options& o) {
@@ -94,6 +98,7 @@ Trainer::Trainer(const Options& o, VisionTransformer& model, VisionTransformer* 
           o, data.train_order->size() / (o.integer("batch-size") * o.integer("accumulate")))),
       train_(data.train, data.train_order, loader_options(o, o.integer("batch-size"), true)),
       val_(data.val, data.val_order, loader_options(o, eval_batch(o), false)),
+      monitor_(model, o.flag("track-oscillation"), log),
       accumulate_(o.integer("accumulate")),
       steps_per_epoch_(train_.batches() / accumulate_),
       epochs_(int64_t(std::llround(schedule_.run_length()))) {
@@ -133,6 +138,7 @@ void Trainer::resume(const RunCheckpoints::Resume& from, const std::string& what
   LOWBIT_CHECK(opt == from.state.meta.end() || opt->second == o_.text("opt"), io, "resume", what,
                " was written with --opt ", opt->second);
   optimizer_.load(part("optim/"));
+  monitor_.load(part("osc/"));
   const TensorMap average = part("ema/");
   LOWBIT_CHECK(ema_.has_value() == !average.empty(), io, "resume", what, " was written ",
                ema_ ? "without" : "with", " --model-ema");
@@ -155,8 +161,10 @@ void Trainer::resume(const RunCheckpoints::Resume& from, const std::string& what
 }
 
 void Trainer::save_last() {
+  read_results(nullptr);
   Checkpoint state;
   for (auto& [name, t] : optimizer_.state()) state.tensors["optim/" + name] = t;
+  for (auto& [name, t] : monitor_.state()) state.tensors["osc/" + name] = t;
   if (ema_)
     for (auto& [name, t] : ema_->state()) state.tensors["ema/" + name] = t;
   const auto keep = [&](const char* name, const std::vector<double>& v) {
@@ -215,44 +223,60 @@ Variable Trainer::loss(const Loader::Batch& b, Variable& logits) {
   return add(scale(base, 1 - alpha), scale(distilled, alpha));
 }
 
-void Trainer::check_loss(float value, const Loader::Batch& b) {
-  if (std::isfinite(value)) return;
-  // Run the batch again with every op's output checked: the message then names the op.
-  context().check_finite = true;
-  std::string cause = "every operation's output is finite when repeated";
-  try {
+void Trainer::stop_nonfinite(const Loader::Batch* b, const std::string& what) {
+  std::string text = what + " at step " + std::to_string(step_ + 1);
+  if (b) {
     Variable logits;
-    loss(b, logits);
-  } catch (const Error& e) {
-    cause = e.what();
+    const std::string cause = find_nonfinite(model_, b->fields[0], [&] { loss(*b, logits); });
+    const std::string file = str_cat("nonfinite-step", step_ + 1, ".safetensors");
+    save_safetensors(
+        checkpoints_->path(file), {{"images", b->fields[0]}, {"labels", b->fields[1]}},
+        {{"step", std::to_string(step_ + 1)}, {"epoch", std::to_string(epoch_)}, {"cause", cause}});
+    text += str_cat(" (", cause, "); the images and labels of the step are in ", file);
   }
-  context().check_finite = false;
-  fail(ErrorKind::numeric, "train",
-       str_cat("loss is not finite at step ", step_ + 1, " (", cause,
-               "); the last checkpoint of the run is kept"));
+  log_.error(text);
+  fail(ErrorKind::numeric, "train", text + "; the last checkpoint of the run is kept");
+}
+
+/// Takes the results of finished steps into the averages; `b` is the batch of the last one, if it is at hand.
+void Trainer::read_results(const Loader::Batch* b) {
+  for (const Result& r : unread_) {
+    const float value = r.loss.item<float>();
+    if (!std::isfinite(value)) stop_nonfinite(b, "the loss is not finite");
+    const TopCounts c = count_correct(r.logits, r.labels);
+    progress_.loss.add(value, double(c.total));
+    progress_.top1.add(c.percent1(), double(c.total));
+  }
+  unread_.clear();
 }
 
 void Trainer::step(const std::vector<Loader::Batch>& parts) {
   optimizer_.zero_grad();
   for (const Loader::Batch& b : parts) {
-    Variable logits;
-    const Variable l = loss(b, logits);
-    const float value = l.data().item<float>();
-    check_loss(value, b);
+    Variable logits, l;
+    try {
+      if (&b == &parts.front()) monitor_.before_step();
+      l = loss(b, logits);
+    } catch (const Error& e) {
+      if (e.kind() == ErrorKind::numeric) stop_nonfinite(&b, e.what());
+      throw;
+    }
+    unread_.push_back({l.data(), logits.data(), b.fields[1]});
+    // Where the device works on its own, the numbers are read when somebody wants to see them.
+    if (!l.data().device().is_cuda()) read_results(&b);
     if (accumulate_ == 1)
       l.backward();
     else
       scale(l, 1.0 / double(accumulate_)).backward();
-    const TopCounts c = count_correct(logits.data(), b.fields[1]);
-    progress_.loss.add(value, double(c.total));
-    progress_.top1.add(c.percent1(), double(c.total));
   }
+  monitor_.after_backward(step_ + 1, arena_);
   if (o_.real("clip-grad") > 0)
     clip_gradients(arena_, clip_mode(o_.text("clip-mode")), o_.real("clip-grad"), 2);
   progress_.lr = rate();
   optimizer_.step(progress_.lr);
   if (ema_) ema_->update();
   ++step_, ++step_in_epoch_;
+  monitor_.after_update(step_);
 }
 
 void Trainer::report_step(double seconds, double waited) {
@@ -260,19 +284,25 @@ void Trainer::report_step(double seconds, double waited) {
   progress_.step = step_in_epoch_ - 1, progress_.steps = steps_per_epoch_;
   progress_.batch = o_.integer("batch-size") * accumulate_;
   progress_.step_time.add(seconds), progress_.data_time.add(waited);
+  progress_.flip_rate = monitor_.flip_rate();
   const bool line = step_in_epoch_ % o_.integer("log-every") == 0 || step_in_epoch_ == steps_per_epoch_;
+  if (line || log_.status_line()) read_results(nullptr);
   if (log_.status_line())
     log_.status(status_text(progress_));
   else if (line)
     log_.info(train_line(progress_));
-  if (line)
-    run_log_->event(step_, epoch_, "train",
-                    {{"loss", progress_.loss.last()},
-                     {"top1", progress_.top1.last()},
-                     {"lr", progress_.lr},
-                     {"img_per_s", double(progress_.batch) / seconds},
-                     {"data_wait", waited},
-                     {"mem_mib", resident_mib()}});
+  if (!line) return;
+  Metrics m = {{"loss", progress_.loss.last()},
+               {"top1", progress_.top1.last()},
+               {"lr", progress_.lr},
+               {"img_per_s", double(progress_.batch) / seconds},
+               {"data_wait", waited},
+               {"mem_mib", resident_mib()}};
+  for (auto& metric : monitor_.metrics()) m.push_back(std::move(metric));
+  run_log_->event(step_, epoch_, "train", m);
+  if (progress_.step_time.count() >= kStepsToJudgeLoader)
+    monitor_.warnings().loader(step_, progress_.step_time.mean(), progress_.data_time.mean(),
+                               o_.integer("workers"));
 }
 
 bool Trainer::at_limit() const { return o_.integer("max-steps") > 0 && step_ >= o_.integer("max-steps"); }
@@ -317,6 +347,7 @@ bool Trainer::evaluate_now(const StopRequest& stop) {
   });
   if (ema_) ema_->swap();
   if (stopped) return false;
+  read_results(nullptr);
   outcome_.last = e, evaluated_step_ = step_;
   progress_.eval_seconds = e.seconds;
   if (log_.status_line()) log_.info(train_line(progress_));  // otherwise the last step has printed it
@@ -326,6 +357,7 @@ bool Trainer::evaluate_now(const StopRequest& stop) {
                    {"top1", e.counts.percent1()},
                    {"top5", e.counts.percent5()},
                    {"img_per_s", e.img_per_s()}});
+  monitor_.placements(step_, epoch_, *run_log_);
   return true;
 }
 
@@ -336,6 +368,7 @@ void Trainer::write_summary() {
   s.train_loss = progress_.loss.mean(), s.eval_loss = e.loss;
   s.eval_top1 = e.counts.percent1(), s.eval_top5 = e.counts.percent5();
   s.lr = progress_.lr, s.img_per_s = outcome_.train_img_per_s;
+  if (monitor_.share() >= 0) s.osc_share = monitor_.share();
   run_log_->epoch(s);
 }
 
@@ -371,6 +404,7 @@ TrainOutcome Trainer::run(const std::string& folder, const StopRequest& stop) {
   RunLogOptions r;
   r.folder = folder, r.tensorboard = o_.flag("tensorboard"), r.resume_epoch = epoch_, r.resume_step = step_;
   run_log_.emplace(r);
+  if (step_ == 0) monitor_.placements(step_, epoch_, *run_log_);
   if (step_ == 0) save_last();  // a crash in the first epoch can already be resumed
   while (!finished() && !outcome_.stopped) {
     const Pass pass = train_epoch(stop);

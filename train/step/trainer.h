@@ -17,6 +17,7 @@
 #include "train/schedule/schedule.h"
 #include "train/step/build.h"
 #include "train/step/evaluate.h"
+#include "train/step/monitor.h"
 
 namespace lowbit {
 
@@ -54,7 +55,8 @@ class Trainer {
   bool at_limit() const;
   void step(const std::vector<Loader::Batch>& parts);
   Variable loss(const Loader::Batch& b, Variable& logits);
-  void check_loss(float value, const Loader::Batch& b);
+  void read_results(const Loader::Batch* b);
+  [[noreturn]] void stop_nonfinite(const Loader::Batch* b, const std::string& what);
   bool evaluate_now(const StopRequest& stop);  // false: stopped
   bool finish(bool whole_epoch, const StopRequest& stop);
   void write_summary();
@@ -75,6 +77,12 @@ class Trainer {
   Loader train_, val_;
   std::optional<RunCheckpoints> checkpoints_;
   std::optional<RunLog> run_log_;
+  Monitor monitor_;
+  /// Results that have not been read: reading waits for the device.
+  struct Result {
+    Tensor loss, logits, labels;
+  };
+  std::vector<Result> unread_;
   TrainProgress progress_;
   int64_t accumulate_, steps_per_epoch_, epochs_;
   int64_t epoch_ = 0, step_in_epoch_ = 0, step_ = 0;

@@ -5,6 +5,7 @@
 
 #include <filesystem>
 
+#include "tensor/io/safetensors.h"
 #include "tests/train/apps/process.h"
 #include "train/checkpoint/state.h"
 
@@ -82,6 +83,13 @@ TEST_F(BadInputTest, Folders) {
   fs::create_directories(dir / "half/train/a");
   write_image(dir / "half/train/a/1.bmp", 9);
   expect_refused(train({"--data", dir / "half"}), 3, {dir / "half", "no folder val"});
+}
+
+TEST_F(BadInputTest, ValidationImagesThatAreNotSorted) {
+  for (int i = 0; i < 3; ++i) write_image((dir / "flat/val/") + std::to_string(i) + ".bmp", (unsigned char)i);
+  write_image(dir / "flat/train/a/1.bmp", 9);
+  expect_refused(train({"--data", dir / "flat"}), 3,
+                 {"flat/val", "side by side", "one folder for each class"});
 }
 
 TEST_F(BadInputTest, AnImageThatIsText) {
@@ -180,14 +188,22 @@ TEST_F(BadInputTest, FullDisk) {
 }
 
 TEST_F(BadInputTest, ALossThatIsNotFinite) {
-  const Words words = Words{"train", "--output", runs, "--run",           "r", "--opt", "momentum", "--lr",
-                            "1000",  "--epochs", "20", "--warmup-epochs", "0"} +
-                      tiny_model() + tiny_data();
-  const Outcome r = lowbit_run(words);
-  EXPECT_EQ(r.code, 4) << r.err;
-  EXPECT_NE(r.complaint().find("loss is not finite at step "), std::string::npos) << r.err;
-  EXPECT_NE(r.complaint().find("non-finite of"), std::string::npos) << "names the operation: " << r.err;
-  EXPECT_TRUE(RunCheckpoints(runs + "/r").load_last().has_value());
+  const Words words = train_folder({"--opt", "momentum", "--lr", "1000", "--epochs", "20"});
+  for (const Words& bits : {Words{}, four_bits() + Words{"--weight-decay", "1000"}}) {
+    const Outcome r = lowbit_run(words + bits);
+    EXPECT_EQ(r.code, 4) << r.err;
+    const std::string text = r.complaint();
+    for (const char* part : {"finite", " at step ", "the parameter ", "checkpoint"})
+      EXPECT_NE(text.find(part), std::string::npos) << part << "\n" << text;
+    const size_t name = text.find("nonfinite-step"), end = text.find(".safetensors", name);
+    ASSERT_NE(name, std::string::npos) << text;
+    const TensorFile f = load_safetensors(runs + "/r/" + text.substr(name, end + 12 - name));
+    EXPECT_EQ(f.tensors.at("images").shape(), Shape({4, 3, 16, 16}));
+    EXPECT_EQ(f.tensors.at("labels").numel(), 4);
+    EXPECT_NE(text.find(f.metadata.at("cause")), std::string::npos) << f.metadata.at("cause");
+    EXPECT_TRUE(RunCheckpoints(runs + "/r").load_last().has_value());
+    fs::remove_all(runs);
+  }
 }
 
 TEST_F(BadInputTest, OptionsAndVerbs) {
