@@ -14,6 +14,7 @@ class BinaryQuantizer final : public Quantizer {
   bool initialised() const override { return true; }
   Tensor scale() const override { return last_scale_; }  ///< of the last input; 0 before
   void set_scale(const Tensor& s) override;
+  int64_t stored_values() const override { return spec().is_weight ? 1 : 0; }
   double clipped_share(const Tensor& x) const override;  ///< |x| > 1: no gradient
 
  private:

@@ -112,6 +112,10 @@ Variable OfqQuantizer::fake_quant(const Variable& x) {
   return shifted(quantized(v), after_);
 }
 
+int64_t OfqQuantizer::stored_values() const {
+  return s_.numel() + (before_ ? before_->numel() : 0) + (after_ ? after_->numel() : 0);
+}
+
 double OfqQuantizer::clipped_share(const Tensor& x) const {
   const NoGrad off;
   return lowbit::clipped_share(shifted(Variable(x), before_).data(), floored_scale().data(), {}, settings());

@@ -31,6 +31,7 @@ class OfqQuantizer final : public Quantizer {
   bool initialised() const override;
   Tensor scale() const override { return s_.data().clone(); }
   void set_scale(const Tensor& s) override { s_.mutable_data().copy_from(s); }
+  int64_t stored_values() const override;
   double clipped_share(const Tensor& x) const override;
 
  protected:

@@ -29,6 +29,8 @@ class Quantizer : public Module, public Transform {
   virtual void set_scale(const Tensor& s) = 0;              ///< search methods write here
   virtual double clipped_share(const Tensor& x) const = 0;  ///< share of values outside the levels
   virtual int bits() const { return spec_.bits; }           ///< now; differs from spec for learned bits
+  /// Numbers that a stored model needs beside the codes: scales, offsets, shifts.
+  virtual int64_t stored_values() const { return spec_.groups * (spec_.symmetric ? 1 : 2); }
   /// Integer levels of x as i32.   Errors  value: layouts without integer codes
   Tensor codes(const Tensor& x);
 

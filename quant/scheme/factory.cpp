@@ -127,15 +127,16 @@ std::shared_ptr<Quantizer> make_ofq(const Reader& r, QuantSpec spec, const std::
     spec.axis = place == Place::token ? -2 : place == Place::plane ? -3 : channel;
     spec.groups = x[spec.axis];
   }
-  spec.symmetric = c.after.empty();
   c.spec = spec;
   auto q = std::make_shared<OfqQuantizer>(c);
   q->set_quant_state(r.flag("learn_scale", true) ? QuantState::learned : QuantState::fixed, "installed");
   return q;
 }
 
-std::shared_ptr<Quantizer> make_statsq(const QuantSpec& spec, const std::string& slot) {
-  LOWBIT_CHECK(spec.is_weight, usage, "scheme", slot, ": statsq is for weights");
+std::shared_ptr<Quantizer> make_statsq(QuantSpec spec, const std::string& slot, const SlotInfo& info) {
+  LOWBIT_CHECK(spec.is_weight && info.shape.ndim() >= 2, usage, "scheme", slot, ": statsq is for weights");
+  spec.granularity = Granularity::channel;
+  spec.axis = -2, spec.groups = info.shape[-2];
   auto q = std::make_shared<StatsqQuantizer>(spec);
   q->set_quant_state(QuantState::fixed, "installed");
   return q;
@@ -185,7 +186,7 @@ std::shared_ptr<Quantizer> make_quantizer(const std::string& slot, const RuleSet
                        .is_signed = r.flag("signed", kind != Kind::minmax || is_weight_slot(slot)),
                        .is_weight = is_weight_slot(slot)};
   std::shared_ptr<Quantizer> q = kind == Kind::ofq      ? make_ofq(r, spec, slot, info)
-                                 : kind == Kind::statsq ? make_statsq(spec, slot)
+                                 : kind == Kind::statsq ? make_statsq(spec, slot, info)
                                  : bits == 1            ? make_binary(r, spec, info)
                                  : kind == Kind::lsq    ? make_lsq(r, spec)
                                                         : make_minmax(r, spec, slot, info);

@@ -78,6 +78,8 @@ struct LayerBits {
   int64_t weights = 0;  ///< elements of the weight
 };
 std::vector<LayerBits> bit_map(Module& model);
+/// Slots whose values stay float: empty ones, and those whose quantizer is off.
+std::vector<std::string> float_slots(Module& model);
 /// Bits to store all parameters: quantized weights at their width, everything else at 32; a trained scale
 /// table counts with the one entry per group in use.
 int64_t model_bits(Module& model);

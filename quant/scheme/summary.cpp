@@ -8,15 +8,12 @@ namespace {
 /// Slot whose values a layer multiplies, by the layer's name; the layers of nn know their input only this
 /// way.
 std::string input_slot(const std::string& layer) {
-  static constexpr std::pair<const char*, const char*> kInputs[] = {{"attn.qkv", "attn.in"},
-                                                                    {"attn.proj_q", "attn.in"},
-                                                                    {"attn.proj_k", "attn.in"},
-                                                                    {"attn.proj_v", "attn.in"},
-                                                                    {"attn.proj", "attn.context"},
-                                                                    {"mlp.fc1", "mlp.in"},
-                                                                    {"mlp.fc2", "mlp.hidden"},
-                                                                    {"patch_embed.proj", "patch_embed.in"},
-                                                                    {"head", "head_in"}};
+  static constexpr std::pair<const char*, const char*> kInputs[] = {
+      {"attn.qkv", "attn.in"},       {"attn.proj_q", "attn.in"},
+      {"attn.proj_k", "attn.in"},    {"attn.proj_v", "attn.in"},
+      {"attn.proj", "attn.context"}, {"mlp.fc1", "mlp.in"},
+      {"mlp.fc2", "mlp.hidden"},     {"patch_embed.proj", "patch_embed.in"},
+      {"head", "head_in"},           {"head_dist", "head_dist_in"}};
   for (const auto& [end, slot] : kInputs)
     if (layer == end || layer.ends_with(std::string(".") + end))
       return layer.substr(0, layer.size() - std::string_view(end).size()) + slot;
@@ -71,13 +68,21 @@ std::vector<LayerBits> bit_map(Module& model) {
   return rows;
 }
 
+std::vector<std::string> float_slots(Module& model) {
+  const std::map<std::string, int> quantized = slot_bits(model);
+  std::vector<std::string> all;
+  for (const NamedSlot& s : model.slots())
+    if (!quantized.count(s.name)) all.push_back(s.name);
+  return all;
+}
+
 int64_t model_bits(Module& model) {
   int64_t bits = 0;
   for (const NamedParameter& p : model.parameters()) bits += kFloatBits * p.parameter->var.numel();
   for (const auto& [name, q] : quantizers(model)) {
-    // The state that is stored: one scale per group, and an offset or zero point where there is one.
+    // A table of scales for several widths counts with what the width in use needs.
     for (const NamedParameter& p : q->parameters()) bits -= kFloatBits * p.parameter->var.numel();
-    bits += kFloatBits * q->spec().groups * (q->spec().symmetric ? 1 : 2);
+    bits += kFloatBits * q->stored_values();
   }
   for (const LayerBits& l : bit_map(model)) bits += (l.wbits - kFloatBits) * l.weights;
   return bits;

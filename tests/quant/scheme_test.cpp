@@ -79,9 +79,27 @@ TEST(Scheme, BitMapAndSizeFollowTheOptions) {
     EXPECT_EQ(l.abits, edge ? 8 : 3) << l.layer;
     saved += (32 - l.wbits) * l.weights;
   }
-  for (const auto& [name, q] : quantizers(model)) scales += 32 * (q->spec().symmetric ? 1 : 2);
+  for (const auto& [name, q] : quantizers(model)) scales += 32 * q->stored_values();
+  EXPECT_EQ(scales, 32 * int64_t(quantizers(model).size()));
   EXPECT_EQ(bit_map(model).size(), 2u * 4 + 2);
   EXPECT_EQ(model_bits(model), before - saved + scales);
+}
+
+TEST(Scheme, BitMapKnowsTheInputOfEveryLayerAndWhatStaysFloat) {
+  VitConfig c = small_deit(true);
+  c.distilled = true;
+  for (const std::string& name : scheme_names()) {
+    VisionTransformer model(c, 1);
+    const Report r = install(model, load_scheme(name, {.wbits = 3, .abits = 3, .edge_bits = 3}));
+    for (const LayerBits& l : bit_map(model)) {
+      EXPECT_EQ(l.wbits, 3) << name << ' ' << l.layer;
+      EXPECT_EQ(l.abits, 3) << name << ' ' << l.layer;
+      EXPECT_GT(l.weights, 0) << name << ' ' << l.layer;
+    }
+    EXPECT_EQ(float_slots(model), r.left_float) << name;
+    set_quant_state(model, QuantState::off, "test");
+    EXPECT_EQ(float_slots(model).size(), model.slots().size()) << name;
+  }
 }
 
 TEST(Scheme, FloatBitsLeaveSlotsEmpty) {
