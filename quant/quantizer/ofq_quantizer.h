@@ -1,9 +1,11 @@
 #pragma once
 // The quantizers of OFQ: LSQ with one scale per position and learned shifts; StatsQ for weights.
 
+#include <optional>
 #include <string>
 
 #include "quant/ops/mean_abs.h"
+#include "quant/oscillation.h"
 #include "quant/quantizer/quantizer.h"
 
 namespace lowbit {
@@ -16,7 +18,9 @@ struct OfqConfig {
   std::string before = "";  ///< learned shift added before quantizing: state "<before>.bias"; "": none
   std::string after = "";   ///< the same for after
   Shape shift = {};         ///< last dimensions of x that the shifts span, e.g. [C]; stored flat
-  bool image = false;       ///< unsigned until a value below −1e-5 is seen: state "<name>.signed"
+  /// Weights only: levels that oscillate are frozen. What is frozen is not part of the state.
+  std::optional<OscillationSettings> freeze = {};
+  bool image = false;  ///< unsigned until a value below −1e-5 is seen: state "<name>.signed"
 };
 
 /// y = Q(x + before) + after,  Q(v) = s·rint(clamp(v/s, lo, hi)) with the group's scale s.
@@ -33,6 +37,7 @@ class OfqQuantizer final : public Quantizer {
   void set_scale(const Tensor& s) override { s_.mutable_data().copy_from(s); }
   int64_t stored_values() const override;
   double clipped_share(const Tensor& x) const override;
+  const OscillationTracker& tracker() const { return *tracker_; }  ///< with `freeze`
 
  protected:
   void on_state(QuantState from, QuantState to) override;
@@ -42,10 +47,13 @@ class OfqQuantizer final : public Quantizer {
   LsqSettings settings() const;
   Variable floored_scale() const;
   Variable shifted(const Variable& x, const Variable* bias) const;
+  double gradient_factor(const Variable& v) const;
   Variable quantized(const Variable& v) const;
+  Variable frozen(const Variable& y, double factor);
   void prepare(const Tensor& v);
   OfqConfig config_;
   Variable& s_;
+  std::optional<OscillationTracker> tracker_;
   Tensor* signed_ = nullptr;
   Variable *before_ = nullptr, *after_ = nullptr;
 };

@@ -98,6 +98,58 @@ TEST(OfqGolden, Lsq) {
   }
 }
 
+TEST(OfqGolden, IterativeFreezing) {
+  LOWBIT_GOLDEN_OR_SKIP(path, "ofq/lsq.safetensors");
+  const GoldenFile g(path);
+  int cases = 0;
+  for (const auto& [name, settings] : g.cases()) {
+    if (!name.starts_with("iterative_freeze")) continue;
+    ++cases;
+    SCOPED_TRACE(name);
+    const auto part = [&, n = name](const char* p) { return g.tensor(n + "/" + p); };
+    const Tensor w = part("in/w");  // [steps, rows, columns]
+    OfqConfig c = config_of({{"bits", settings.at("bits")}, {"quantizer", "LsqQuantizerWeight"}},
+                            w.select(0, 0).shape());
+    c.freeze = OscillationSettings{
+        .momentum = settings.at("momentum"), .freeze_threshold = settings.at("threshold"), .totals = true};
+    OfqQuantizer q(c);
+    q.set_quant_state(QuantState::learned, "test");
+    q.set_scale(part("p/s"));
+    const Variable s = q.parameters()[0].parameter->var;
+    Tensor total = Tensor::zeros(w.select(0, 0).shape(), DType::i32);
+    for (int64_t step = 0; step < w.size(0); ++step) {
+      SCOPED_TRACE(step);
+      const auto at = [&](const char* p) { return part(p).select(0, step).clone(); };
+      const Variable x(at("in/w"), true);
+      s.zero_grad();
+      const Variable y = q.fake_quant(x);
+      expect_close(y.data(), at("out/wq"), g.rtol(), g.atol(), "out/wq");
+      y.backward(at("g_out"));
+      expect_gradient(x.grad(), at("g_in/w"), g, "g_in/w");
+      expect_gradient(s.grad(), at("g_p/s"), g, "g_p/s");
+      const std::vector<int32_t> now = q.tracker().state().at("total").to_vector<int32_t>(),
+                                 before = total.to_vector<int32_t>();
+      int oscillated = 0;
+      for (size_t i = 0; i < now.size(); ++i) oscillated += now[i] - before[i];
+      EXPECT_EQ(oscillated, settings.at("oscillated_per_step").at(size_t(step)).get<int>());
+      total.copy_from(q.tracker().state().at("total"));
+    }
+    const TensorMap& state = q.tracker().state();
+    expect_close(state.at("total").cast(DType::f32), part("out/total_oscillation"), 0, 0, "total");
+    expect_close(state.at("frequency"), part("out/ema_oscillation"), 1e-5, 1e-7, "frequency");
+    if (!g.has(name + "/out/frozen")) continue;
+    EXPECT_EQ(state.at("frozen").to_vector<uint8_t>(), part("out/frozen").to_vector<uint8_t>());
+    expect_close(state.at("frozen_code").cast(DType::f32), part("out/frozen_x_int"), 0, 0, "frozen_code");
+    expect_close(state.at("average"), part("out/ema_x_int"), 1e-5, 1e-6, "average");
+    // Evaluation applies what is frozen and moves nothing.
+    const std::vector<float> frequency = state.at("frequency").to_vector<float>();
+    q.eval();
+    (void)q.fake_quant(Variable(w.select(0, 0).clone()));
+    EXPECT_EQ(q.tracker().frequency().to_vector<float>(), frequency);
+  }
+  EXPECT_EQ(cases, 3);
+}
+
 // ---------------------------------------------------------------- layers
 
 /// One layer under a path of a model, with what passes its slots.
