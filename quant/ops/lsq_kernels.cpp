@@ -36,7 +36,7 @@ void forward_typed(const LsqFwdArgs& a) {
   const int64_t pieces = ceil_div(run, piece), runs = c.x.numel() / run;
   const T* const x = c.x.as<T>();
   Out* const y = a.y.as<Out>();
-  parallel_for(runs * pieces, std::max<int64_t>(1, cpu::kGrain / piece), [&](int64_t b, int64_t e) {
+  cpu::parallel_wide(runs * pieces, std::max<int64_t>(1, cpu::kGrain / piece), [&](int64_t b, int64_t e) {
     int64_t bad = 0;
     for (int64_t item = b; item < e; ++item) {
       const int64_t r = item / pieces, first = item % pieces * piece, n = std::min(piece, run - first);

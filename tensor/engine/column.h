@@ -54,7 +54,7 @@ void columns(int64_t M, int64_t N, F f, Out*... outputs) {
   const int64_t blocks = ceil_div(M, kRowBlock), tiles = ceil_div(N, detail::kColumnTile);
   S* const part = detail::scratch<S>(blocks * P::K * N);  // [blocks, K, N]
   const int64_t cell = std::min(M, kRowBlock) * std::min(N, detail::kColumnTile);
-  parallel_for(blocks * tiles, std::max<int64_t>(1, kGrain / std::max<int64_t>(cell, 1)),
+  parallel_wide(blocks * tiles, std::max<int64_t>(1, kGrain / std::max<int64_t>(cell, 1)),
                [&](int64_t b, int64_t e) {
                  for (int64_t t = b; t < e; ++t) {
                    const int64_t block = t / tiles, n0 = t % tiles * detail::kColumnTile;

@@ -92,7 +92,7 @@ struct PointwiseLoop {
   static void walk(const View (&v)[size_t(N)], F& f) {
     const int last = v[0].ndim - 1;
     const int64_t inner = v[0].shape[last];
-    parallel_for(v[0].numel(), kGrain, [&](int64_t begin, int64_t end) {
+    parallel_wide(v[0].numel(), kGrain, [&](int64_t begin, int64_t end) {
       int64_t index[kMaxDims] = {}, stride[N];
       for (int k = 0; k < N; ++k) stride[k] = v[k].stride[last];
       for (int64_t d = last, rest = begin; d >= 0; rest /= v[0].shape[d], --d)

@@ -19,7 +19,7 @@ auto sum(int64_t n, F f) {
   if (n <= kChunk) return P::unwrap(detail::sum_chunk(0, n, f));
   const int64_t chunks = ceil_div(n, kChunk);
   S* const part = detail::scratch<S>(chunks);
-  parallel_for(chunks, kGrain / kChunk, [&](int64_t b, int64_t e) {
+  parallel_wide(chunks, kGrain / kChunk, [&](int64_t b, int64_t e) {
     for (int64_t c = b; c < e; ++c) part[c] = detail::sum_chunk(c * kChunk, std::min(n, (c + 1) * kChunk), f);
   });
   return P::unwrap(detail::sum_array(part, chunks));

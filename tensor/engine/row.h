@@ -9,7 +9,7 @@
 #include <utility>
 #include <vector>
 
-#include "tensor/core/thread_pool.h"
+#include "tensor/engine/wide.h"
 #include "tensor/hd/row.h"
 
 namespace lowbit::cpu {
@@ -115,7 +115,7 @@ inline constexpr int64_t kGrain = 1 << 14;
 /// least.
 template <class F>
 void rows(int64_t count, int64_t n, const F& f) {
-  parallel_for(count, std::max<int64_t>(1, kGrain / std::max<int64_t>(n, 1)), [&](int64_t b, int64_t e) {
+  parallel_wide(count, std::max<int64_t>(1, kGrain / std::max<int64_t>(n, 1)), [&](int64_t b, int64_t e) {
     for (int64_t r = b; r < e; ++r) f(Row{}, r);
   });
 }
