@@ -1,5 +1,8 @@
 # The CUDA backend: every .cu (and *_cuda.cpp) of a folder in an OBJECT library lowbit_<folder>_cuda beside lowbit_<folder>.
 # Its objects register their kernels in the slots when they are loaded; without CUDA the files are not in the build.
+# Tests and benchmarks are linked with the objects. The program is not: all objects make liblowbit_cuda.so, which it opens
+# when it lies beside it (tensor/core/backend.cpp) and whose undefined symbols are its own, so that one program serves
+# machines with and without a driver.
 # ENABLE_CUDA: AUTO builds it when a compiler and a device are found, ON asks for a compiler only, OFF leaves it out.
 
 option(LOWBIT_PTXAS_REPORT "print registers and spills of every kernel" OFF)
@@ -40,7 +43,7 @@ endif()
 
 # The numerics contract on the device: no contraction, denormals flushed as on the CPU, exact division and square root.
 add_library(lowbit_cuda_flags INTERFACE)
-target_link_libraries(lowbit_cuda_flags INTERFACE lowbit_flags CUDA::cudart_static CUDA::cublas CUDA::cublasLt)
+target_link_libraries(lowbit_cuda_flags INTERFACE lowbit_flags CUDA::cudart_static)
 target_compile_options(lowbit_cuda_flags INTERFACE
   "$<$<COMPILE_LANGUAGE:CUDA>:--fmad=false;--ftz=true;--prec-div=true;--prec-sqrt=true;-Xcompiler=-Wall,-Wextra,-ffp-contract=off>"
   "$<$<AND:$<COMPILE_LANGUAGE:CUDA>,$<BOOL:${LOWBIT_WERROR}>>:-Werror=all-warnings;-Xcompiler=-Werror>"
@@ -55,6 +58,23 @@ function(lowbit_cuda_library folder)
   if(sources)
     add_library(lowbit_${folder}_cuda OBJECT ${sources})
     target_link_libraries(lowbit_${folder}_cuda PUBLIC lowbit_cuda_flags)
+    set_target_properties(lowbit_${folder}_cuda PROPERTIES POSITION_INDEPENDENT_CODE ON)
     add_dependencies(lowbit_cuda_objects lowbit_${folder}_cuda)
   endif()
+endfunction()
+
+# lowbit_cuda_plugin(program folder...): liblowbit_cuda.so beside the program.
+function(lowbit_cuda_plugin program)
+  set(objects)
+  foreach(folder ${ARGN})
+    if(TARGET lowbit_${folder}_cuda)
+      list(APPEND objects $<TARGET_OBJECTS:lowbit_${folder}_cuda>)
+    endif()
+  endforeach()
+  add_library(lowbit_cuda MODULE ${objects})
+  set_target_properties(lowbit_cuda PROPERTIES LINKER_LANGUAGE CXX LIBRARY_OUTPUT_DIRECTORY $<TARGET_FILE_DIR:${program}>)
+  target_link_libraries(lowbit_cuda PRIVATE CUDA::cudart_static)
+  set_target_properties(${program} PROPERTIES ENABLE_EXPORTS ON)
+  add_dependencies(${program} lowbit_cuda)
+  install(TARGETS lowbit_cuda LIBRARY DESTINATION ${CMAKE_INSTALL_BINDIR})
 endfunction()

@@ -31,6 +31,7 @@ if(SANITIZE)
 endif()
 target_include_directories(lowbit_flags INTERFACE ${PROJECT_SOURCE_DIR})
 
+include(GNUInstallDirs)
 find_package(Threads REQUIRED)
 find_package(Boost 1.74 REQUIRED COMPONENTS program_options)
 find_package(nlohmann_json 3 REQUIRED)
@@ -106,12 +107,13 @@ function(lowbit_library folder)
   endif()
 endfunction()
 
-# lowbit_link(target folder...): objects and external libraries of the named folders.
+# lowbit_link(target folder...): objects and external libraries of the named folders. The program opens the CUDA objects
+# as a library, cmake/cuda.cmake.
 function(lowbit_link target)
   target_link_libraries(${target} PRIVATE lowbit_flags)
   foreach(folder ${ARGN})
     target_link_libraries(${target} PRIVATE lowbit_${folder})
-    if(TARGET lowbit_${folder}_cuda)
+    if(TARGET lowbit_${folder}_cuda AND NOT target STREQUAL "lowbit")
       target_link_libraries(${target} PRIVATE lowbit_${folder}_cuda)
     endif()
     if(folder STREQUAL "tensor")
@@ -130,6 +132,13 @@ function(lowbit_program)
   if(EXISTS ${PROJECT_SOURCE_DIR}/train/apps/main.cpp)
     add_executable(lowbit ${PROJECT_SOURCE_DIR}/train/apps/main.cpp)
     lowbit_link(lowbit ${LOWBIT_FOLDERS})
-    install(TARGETS lowbit)
+    if(LOWBIT_HAVE_CUDA)
+      lowbit_cuda_plugin(lowbit ${LOWBIT_FOLDERS})
+    endif()
+    # A folder that can be copied: the libraries beside the program come from it, the C library from the machine.
+    set_target_properties(lowbit PROPERTIES INSTALL_RPATH "$ORIGIN")
+    install(TARGETS lowbit RUNTIME_DEPENDENCY_SET lowbit_needs RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
+    install(RUNTIME_DEPENDENCY_SET lowbit_needs PRE_EXCLUDE_REGEXES "^(ld-linux|lib(c|m|dl|rt|pthread))[-.]"
+            LIBRARY DESTINATION ${CMAKE_INSTALL_BINDIR})
   endif()
 endfunction()

@@ -6,35 +6,21 @@
 
 #include "autograd/core/node.h"
 #include "tensor/core/context.h"
-#include "tensor/core/thread_pool.h"
+#include "tensor/engine/accumulate.h"
 
 namespace lowbit {
 namespace {
 
 std::atomic<uint64_t> next_seq{1};
 
-template <class T>
-void add_into_typed(Tensor& a, const Tensor& b) {
-  T* x = a.data<T>();
-  const T* y = b.data_const<T>();
-  parallel_for(a.numel(), 1 << 15, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) x[i] += y[i];
-  });
-}
-
-/// a += b. Both packed, equal shape.
-void add_into(Tensor& a, const Tensor& b) {
-  if (a.dtype() == DType::f64)
-    add_into_typed<double>(a, b);
-  else
-    add_into_typed<float>(a, b);
-}
+/// a += b of equal shape.
+void add_into(Tensor& a, const Tensor& b) { accumulate({a.mutable_view(), b.view()}, a.device()); }
 
 bool same_memory(const Tensor& a, const Tensor& b) { return a.defined() && a.view().data == b.view().data; }
 
 template <class T>
 void check_finite_typed(const char* op, const Tensor& y) {
-  const Tensor p = y.packed();
+  const Tensor p = y.to(Device{}).packed();
   const T* v = p.data_const<T>();
   int64_t bad = 0, first = -1;
   for (int64_t i = 0; i < p.numel(); ++i)

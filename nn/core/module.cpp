@@ -116,6 +116,22 @@ LoadReport Module::load(const std::map<std::string, Tensor>& s, bool strict) {
   return report;
 }
 
+void Module::to(Device d) {
+  visit("", nullptr, [d](const std::string&, Module& owner, const Member& m) {
+    if (m.kind == Member::parameter) {
+      const Variable& v = owner.parameters_[m.index].var;
+      Variable(v).mutable_data() = v.data().to(d);
+      v.meta()->device = d, v.meta()->grad = {}, v.meta()->has_grad = false;
+    }
+    if (m.kind == Member::buffer) owner.buffers_[m.index] = owner.buffers_[m.index].to(d);
+  });
+}
+
+Device Module::device() {
+  const std::vector<NamedParameter> all = parameters();
+  return all.empty() ? Device{} : all.front().parameter->var.device();
+}
+
 std::vector<NamedSlot> Module::slots() {
   std::vector<NamedSlot> all;
   visit("", nullptr, [&](const std::string& prefix, Module& owner, const Member& m) {

@@ -56,6 +56,10 @@ class Module {
   std::map<std::string, Tensor> state();  ///< parameters and buffers; the tensors share memory with the model
   /// Copies values by name. strict: throws Error(io) listing every missing, unexpected and mismatched name.
   LoadReport load(const std::map<std::string, Tensor>& s, bool strict = true);
+  /// Moves parameters and buffers of this and all modules below, slot contents included; gradients are
+  /// forgotten. Before an arena or an average refers to them.
+  void to(Device d);
+  Device device();  ///< of the first parameter
   std::vector<NamedSlot> slots();
   std::vector<std::pair<std::string, Module*>>
   modules();  ///< this ("") and all below, slot contents included

@@ -88,11 +88,26 @@ void transfer(void* dst, Device to, const void* src, Device from, size_t bytes) 
   check(cudaStreamSynchronize(gpu(index).stream), "to");
 }
 
-constexpr CudaBackend backend{[](int index) -> Allocator& { return gpu(index).allocator; },
+int device_count(std::string& why) {
+  int count = 0, driver = 0;
+  const cudaError_t e = cudaGetDeviceCount(&count);
+  if (e == cudaSuccess && count > 0) return count;
+  cudaGetLastError();
+  const bool none = cudaDriverGetVersion(&driver) == cudaSuccess && driver == 0;
+  why = none ? "no NVIDIA driver" : e == cudaSuccess ? "the driver shows no GPU" : cudaGetErrorString(e);
+  return 0;
+}
+
+void synchronize(Device d) {
+  DeviceScope scope(d.index);
+  check(cudaStreamSynchronize(gpu(d.index).stream), "synchronize");
+}
+
+constexpr CudaBackend backend{device_count, [](int index) -> Allocator& { return gpu(index).allocator; },
                               [](Device d) {
                                 return Stream{d, gpu(d.index).stream};
                               },
-                              transfer};
+                              transfer, synchronize};
 [[maybe_unused]] const bool registered = (set_cuda_backend(&backend), true);
 
 }  // namespace

@@ -1,19 +1,57 @@
 #include "tensor/core/backend.h"
 
+#include <dlfcn.h>
+
+#include <filesystem>
+
 #include "tensor/core/error.h"
 #include "tensor/core/kernel_slot.h"
 
 namespace lowbit {
 namespace {
-constinit const CudaBackend* registered = nullptr;  // set before main
+
+constinit const CudaBackend* registered = nullptr;
+constexpr const char* kLibrary = "liblowbit_cuda.so";
+
+/// Opens the library beside the program, which registers the backend and its kernels; why not, or nothing.
+std::string open_library() {
+  if (registered) return {};
+  std::error_code none;
+  const auto file = std::filesystem::read_symlink("/proc/self/exe", none).replace_filename(kLibrary);
+  if (!std::filesystem::exists(file, none))
+    return str_cat("no cuda backend: no ", kLibrary, " beside the program; configure with -DENABLE_CUDA=ON");
+  if (!dlopen(file.c_str(), RTLD_NOW | RTLD_LOCAL)) return str_cat("no cuda backend: ", dlerror());
+  return registered ? "" : str_cat("no cuda backend: ", file.string(), " registers none");
 }
 
+/// The first call opens the library; the answer stays.
+const std::string& opened() {
+  static const std::string why = open_library();
+  return why;
+}
+
+}  // namespace
+
 void set_cuda_backend(const CudaBackend* backend) { registered = backend; }
-const CudaBackend* cuda_backend() { return registered; }
 
 const CudaBackend& require_cuda_backend(const char* op) {
-  LOWBIT_CHECK(registered, device, op, "no cuda backend in this build; configure with -DENABLE_CUDA=ON");
+  LOWBIT_CHECK(opened().empty(), device, op, opened());
   return *registered;
+}
+
+std::string cuda_unusable() {
+  std::string why = opened();
+  if (why.empty()) registered->device_count(why);
+  return why;
+}
+
+int gpu_count() {
+  std::string why;
+  return opened().empty() ? registered->device_count(why) : 0;
+}
+
+void synchronize(Device d) {
+  if (d.is_cuda()) require_cuda_backend("synchronize").synchronize(d);
 }
 
 Stream current_stream(Device d) {

@@ -1,8 +1,11 @@
 #pragma once
-// How the CUDA backend plugs in: its object files set these entry points when they are loaded. The rest of
-// the program never includes a CUDA header.
+// How the CUDA backend plugs in: its object files set these entry points when they are loaded, at the start
+// of programs that they are linked into, else with the library liblowbit_cuda.so, which lies beside the
+// program and is opened when somebody asks for the backend. The rest of the program never includes a CUDA
+// header.
 
 #include <cstddef>
+#include <string>
 
 #include "tensor/core/allocator.h"
 #include "tensor/core/device.h"
@@ -10,15 +13,21 @@
 namespace lowbit {
 
 struct CudaBackend {
+  int (*device_count)(std::string& why);  ///< 0 and the reason where no GPU can be used
   Allocator& (*allocator)(int device_index);
   Stream (*stream)(Device d);  ///< the compute stream of a device
   /// Copies bytes between two places, at least one of them on a GPU. Host memory may be reused on return.
   void (*transfer)(void* dst, Device to, const void* src, Device from, size_t bytes);
+  void (*synchronize)(Device d);  ///< waits for the work of the compute stream
 };
 
 void set_cuda_backend(const CudaBackend* backend);
-const CudaBackend* cuda_backend();  ///< null in a build without CUDA
 /// The backend, or an error that names the operation.
 const CudaBackend& require_cuda_backend(const char* op);
+/// Why no GPU can be used, in one line; empty where one can.
+std::string cuda_unusable();
+int gpu_count();  ///< 0 where none can be used
+/// Waits until the device has done what it was given; nothing to do on the CPU.
+void synchronize(Device d);
 
 }  // namespace lowbit

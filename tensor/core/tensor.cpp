@@ -211,9 +211,7 @@ Tensor Tensor::cast(DType t) const {
 }
 
 void Tensor::copy_from(const Tensor& src) {
-  LOWBIT_CHECK(src.device() == device(), device, "copy", "operands must share a device (got ", str(), " and ",
-               src.str(), ")");
-  const Tensor s = src.shape() == shape_ ? src : src.expand(shape_);
+  const Tensor here = src.to(device()), s = here.shape() == shape_ ? here : here.expand(shape_);
   strided_copy(CopyArgs{mutable_view(), s.view()}, device());
 }
 

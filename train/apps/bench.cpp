@@ -5,6 +5,7 @@
 #include "train/apps/run_main.h"
 #include "train/apps/verbs.h"
 #include "train/config/build_info.h"
+#include "train/config/device.h"
 #include "train/metrics/progress.h"
 #include "train/step/bench.h"
 #include "train/step/build.h"
@@ -16,7 +17,7 @@ namespace {
 
 void bench_products(const Options& o, const VitConfig& c) {
   if (!o.flag("json")) std::printf("%-18s %12s %12s\n", "product", "f32 GFLOP/s", "int8 Gop/s");
-  for (const ProductTiming& p : time_products(c, o.integer("batch-size"), o.real("seconds"))) {
+  for (const ProductTiming& p : time_products(c, o.integer("batch-size"), o.real("seconds"), run_device(o))) {
     if (p.name.find(o.text("filter")) == std::string::npos) continue;
     std::printf(o.flag("json") ? "{\"product\": \"%s\", \"f32_gflops\": %.1f, \"int8_gops\": %.1f}\n"
                                : "%-18s %12.1f %12.1f\n",
@@ -27,6 +28,7 @@ void bench_products(const Options& o, const VitConfig& c) {
 void bench_step(const Options& o, const VitConfig& c) {
   VisionTransformer model(c, uint64_t(o.integer("seed")));
   quantize(model, o);
+  model.to(run_device(o));
   model.recompute_blocks = o.flag("recompute");
   const int64_t batch = o.integer("batch-size");
   const StepTiming t = time_steps(model, batch, std::max(2.0, 4 * o.real("seconds")));

@@ -20,6 +20,7 @@ int run_eval(const Options& given, const std::vector<std::string>&) {
   l.batch = o.integer("batch-size");
   l.workers = int(o.integer("workers"));
   l.drop_last = false;
+  l.device = e.model->device();
   Loader loader(e.data.val, e.data.val_order, l);
   RunningMean time, loss;
   double before = 0;

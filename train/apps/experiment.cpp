@@ -1,6 +1,7 @@
 #include "train/apps/experiment.h"
 
 #include "data/image/decode.h"
+#include "train/config/device.h"
 #include "train/step/quantize.h"
 #include "train/step/summary.h"
 
@@ -46,6 +47,7 @@ Experiment open_experiment(const Options& given, bool training, Log& log) {
       log.info(note);
     log.info(str_cat("weights: ", o.text("weights"), " (", format_name(weights.format), ")"));
   }
+  e.model->to(run_device(o));
   calibrate(*e.model, o, e.data, log);
   log.info("model: " + model_line(*e.model));
   if (!q.installed.empty()) log.write(LogLevel::info, "bit map:\n" + bit_map_text(*e.model));

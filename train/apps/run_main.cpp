@@ -3,10 +3,12 @@
 #include <cstdio>
 #include <new>
 
+#include "tensor/core/backend.h"
 #include "tensor/core/context.h"
 #include "tensor/core/error.h"
 #include "tensor/core/thread_pool.h"
 #include "train/config/build_info.h"
+#include "train/config/device.h"
 #include "train/config/help.h"
 
 namespace lowbit {
@@ -36,8 +38,8 @@ const VerbSpec& verb_of(const std::string& word) {
 
 void apply_switches(const Options& o) {
   const auto has = [&](const char* name) { return find_option(name, o.verb().mask) != nullptr; };
-  LOWBIT_CHECK(!has("device") || o.text("device") == "cpu", usage, o.verb().name, "--device ",
-               o.text("device"), ": this build runs on the CPU only; leave --device out");
+  if (has("device") && !run_device(o).is_cuda() && o.text("device") == "auto")
+    std::fprintf(stderr, "lowbit: running on the CPU: %s\n", cuda_unusable().c_str());
   if (has("threads")) set_threads(int(o.integer("threads")));
   Context& c = context();
   if (has("deterministic")) c.determinism = o.flag("deterministic") ? Determinism::strict : Determinism::fast;
@@ -47,7 +49,7 @@ void apply_switches(const Options& o) {
 
 int help(const std::vector<std::string>& words, const std::function<std::string()>& models) {
   if (words.size() < 2 || words[1] == "help") {
-    print(help_overview());
+    print(help_overview() + "\nDevices: " + devices_line() + "\n");
   } else if (words[1] == "models") {
     print(models());
   } else {

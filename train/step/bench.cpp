@@ -7,6 +7,7 @@
 #include "autograd/core/node.h"
 #include "autograd/ops/cross_entropy.h"
 #include "tensor/core/allocator.h"
+#include "tensor/core/backend.h"
 #include "tensor/core/context.h"
 #include "tensor/engine/gemm_int8.h"
 #include "train/optim/optimizer.h"
@@ -24,21 +25,22 @@ double median(std::vector<double> v) {
   return v[v.size() / 2];
 }
 
-Tensor pattern(const Shape& s) {
+Tensor pattern(const Shape& s, Device d) {
   Tensor t = Tensor::empty(s);
   float* p = t.data<float>();
   for (int64_t i = 0; i < t.numel(); ++i) p[i] = float(uint64_t(i) * 2654435761u % 1000) * 0.004f - 2.f;
-  return t;
+  return t.to(d);
 }
 
 /// Images and labels of a fixed pattern.
 struct PatternBatch {
   Variable images;
   Tensor labels;
-  PatternBatch(const VitConfig& c, int64_t n)
-      : images(pattern({n, c.in_channels, c.image_size, c.image_size})),
+  PatternBatch(const VitConfig& c, int64_t n, Device d)
+      : images(pattern({n, c.in_channels, c.image_size, c.image_size}, d)),
         labels(Tensor::empty({n}, DType::i64)) {
     for (int64_t i = 0; i < n; ++i) labels.data<int64_t>()[i] = i % c.classes;
+    labels = labels.to(d);
   }
 };
 
@@ -49,22 +51,26 @@ struct Pass {
 Pass timed_pass(VisionTransformer& model, const PatternBatch& data) {
   const double begin = now();
   const Variable loss = cross_entropy(model(data.images), data.labels);
+  synchronize(data.labels.device());
   Pass p{now() - begin, 0, saved_memory(loss)};
   const double middle = now();
   loss.backward();
+  synchronize(data.labels.device());
   p.backward = now() - middle;
   return p;
 }
 
-/// Median seconds of f(), repeated for about `seconds`.
+/// Median seconds of f() and what it starts on a device, repeated for about `seconds`.
 template <class F>
-double timed(double seconds, F f) {
+double timed(double seconds, Device d, F f) {
   f();
+  synchronize(d);
   std::vector<double> t;
   const double end = now() + seconds;
   while (t.size() < 3 || now() < end) {
     const double begin = now();
     f();
+    synchronize(d);
     t.push_back(now() - begin);
   }
   return median(t);
@@ -73,7 +79,8 @@ double timed(double seconds, F f) {
 }  // namespace
 
 StepTiming time_steps(VisionTransformer& model, int64_t batch, double seconds) {
-  const PatternBatch data(model.config(), batch);
+  const Device d = model.device();
+  const PatternBatch data(model.config(), batch, d);
   ParameterArena arena(model.parameters());
   Optimizer optimizer(arena, {});
   model.train();
@@ -81,29 +88,30 @@ StepTiming time_steps(VisionTransformer& model, int64_t batch, double seconds) {
   std::vector<double> forward, backward, update;
   const double end = now() + seconds;
   for (int pass = 0; pass < 5 || now() < end; ++pass) {
-    allocator({}).reset_peak();
-    const size_t live = allocator({}).stats().live;
+    allocator(d).reset_peak();
+    const size_t live = allocator(d).stats().live;
     optimizer.zero_grad();
     const Pass p = timed_pass(model, data);
     const double begin = now();
     optimizer.step(1e-5);
+    synchronize(d);
     const double updated = now() - begin;
     if (pass < 2) continue;
     r.saved_bytes = 0;
     for (const auto& [op, bytes] : p.saved) r.saved_bytes += bytes;
-    r.peak_bytes = std::max(r.peak_bytes, allocator({}).stats().peak - live);
+    r.peak_bytes = std::max(r.peak_bytes, allocator(d).stats().peak - live);
     forward.push_back(p.forward), backward.push_back(p.backward), update.push_back(updated);
   }
   r.forward = median(forward), r.backward = median(backward), r.optimizer = median(update),
   r.repeats = int(forward.size());
   model.eval();
   NoGrad off;
-  r.eval = timed(seconds / 4, [&] { model(data.images); });
+  r.eval = timed(seconds / 4, d, [&] { model(data.images); });
   return r;
 }
 
 StepEstimate estimate_step(VisionTransformer& model, int64_t batch) {
-  const PatternBatch data(model.config(), std::min<int64_t>(batch, 8));
+  const PatternBatch data(model.config(), std::min<int64_t>(batch, 8), model.device());
   const double factor = double(batch) / double(data.labels.size(0));
   const uint64_t generator = context().generator.state();
   StepEstimate e;
@@ -120,7 +128,7 @@ StepEstimate estimate_step(VisionTransformer& model, int64_t batch) {
   return e;
 }
 
-std::vector<ProductTiming> time_products(const VitConfig& c, int64_t batch, double seconds) {
+std::vector<ProductTiming> time_products(const VitConfig& c, int64_t batch, double seconds, Device dev) {
   const int64_t t = batch * c.tokens(), n = c.tokens(), w = c.width, d = w / c.heads, h = batch * c.heads;
   const struct {
     const char* name;
@@ -136,18 +144,18 @@ std::vector<ProductTiming> time_products(const VitConfig& c, int64_t batch, doub
                 {"fc2", {t, c.hidden()}, {w, c.hidden()}}};
   std::vector<ProductTiming> all;
   for (const auto& s : shapes) {
-    const Tensor a = pattern(s.a), b = pattern(s.b);
+    const Tensor a = pattern(s.a, dev), b = pattern(s.b, dev);
     Shape out = s.a;
     out.set(-1, s.b[-2]);
-    Tensor y = Tensor::empty(out);
+    Tensor y = Tensor::empty(out, DType::f32, dev);
     const double flops = 2.0 * double(s.a.numel()) * double(s.b[-2]);
     ProductTiming p{s.name, 0, 0};
-    p.f32 = flops / timed(seconds, [&] { gemm(y, a, GemmInput(b).t()); }) * 1e-9;
+    p.f32 = flops / timed(seconds, dev, [&] { gemm(y, a, GemmInput(b).t()); }) * 1e-9;
     Coded ca, cb;
-    ca.codes = Tensor::full(s.a, 7, DType::u8), ca.lo = 0, ca.hi = 15;
-    cb.codes = Tensor::full(s.b, 3, DType::i8), cb.lo = -8, cb.hi = 7;
-    ca.scale = cb.scale = Tensor::scalar(0.1f);
-    p.int8 = flops / timed(seconds, [&] { coded_gemm(y, ca, cb); }) * 1e-9;
+    ca.codes = Tensor::full(s.a, 7, DType::u8, dev), ca.lo = 0, ca.hi = 15;
+    cb.codes = Tensor::full(s.b, 3, DType::i8, dev), cb.lo = -8, cb.hi = 7;
+    ca.scale = cb.scale = Tensor::full({1}, 0.1, DType::f32, dev);
+    p.int8 = flops / timed(seconds, dev, [&] { coded_gemm(y, ca, cb); }) * 1e-9;
     all.push_back(p);
   }
   return all;

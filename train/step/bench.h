@@ -32,6 +32,6 @@ struct ProductTiming {
   double f32 = 0, int8 = 0;  ///< G multiply-adds ·2 a second
 };
 /// Every distinct matrix product of the model's forward pass for `batch` images, f32 and u8 × s8.
-std::vector<ProductTiming> time_products(const VitConfig& c, int64_t batch, double seconds);
+std::vector<ProductTiming> time_products(const VitConfig& c, int64_t batch, double seconds, Device d = {});
 
 }  // namespace lowbit

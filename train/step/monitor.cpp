@@ -79,7 +79,8 @@ void Warnings::scales(int64_t step, const std::vector<std::pair<std::string, std
 
 void Warnings::gradients(int64_t step, const ParameterArena& a) {
   Found found;
-  const float* g = a.grads().flat().data<float>();
+  const Tensor gradients = a.grads().flat().to(Device{});
+  const float* g = gradients.data_const<float>();
   for (size_t i = 0; i < a.size(); ++i) {
     const ArenaSlice& s = a.layout().slices[i];
     if (s.shape.ndim() < 2) continue;  // a layer is judged by its weight

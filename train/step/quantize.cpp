@@ -34,6 +34,7 @@ void calibrate(VisionTransformer& model, const Options& o, const DataSets& data,
   l.workers = int(o.integer("workers"));
   l.slots = 2;
   l.seed = uint64_t(o.integer("seed"));
+  l.device = model.device();
   Loader loader(images, order, l);
   loader.start(0);
   const auto batch = loader.next();

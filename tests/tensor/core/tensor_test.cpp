@@ -204,7 +204,9 @@ TEST(Tensor, CudaIsRefusedInABuildWithoutIt) {
     GTEST_SKIP() << "this build has a CUDA backend";
   } catch (const Error& e) {
     if (e.kind() == ErrorKind::cuda) GTEST_SKIP() << "CUDA backend without a GPU";
-    EXPECT_STREQ(e.what(), "to: no cuda backend in this build; configure with -DENABLE_CUDA=ON");
+    EXPECT_STREQ(
+        e.what(),
+        "to: no cuda backend: no liblowbit_cuda.so beside the program; configure with -DENABLE_CUDA=ON");
   }
 }
 

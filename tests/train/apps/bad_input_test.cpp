@@ -5,6 +5,7 @@
 
 #include <filesystem>
 
+#include "tensor/core/backend.h"
 #include "tensor/io/safetensors.h"
 #include "tests/train/apps/process.h"
 #include "train/checkpoint/state.h"
@@ -225,13 +226,26 @@ TEST_F(BadInputTest, OptionsAndVerbs) {
   expect_refused(train_folder({"--opt-betas", "0.9"}), 2, {"--opt-betas must be 2 numbers", "'0.9'"});
   expect_refused(train_folder({"--mean", "0.5,0.5"}), 2, {"--mean must be 3 numbers"});
   expect_refused(train_folder({"--lr-noise", "0.1,0.2,0.3"}), 2, {"--lr-noise"});
-  expect_refused(train_folder({"--device", "cuda"}), 2, {"--device cuda"});
   expect_refused(train_folder({"--heads", "5"}), 2, {"heads"});
   expect_refused(train_folder({"--image-size", "17"}), 2, {"image-size"});
   expect_refused(train_folder({"--batch-size", "64"}), 2, {"--batch-size", "8 training images"});
   expect_refused(train_folder({"--config", dir / "none.ini"}), 3, {dir / "none.ini"});
   expect_refused({"convert", "a.safetensors"}, 2, {"IN OUT"});
   expect_refused({"bench", "everything"}, 2, {"products, step or all"});
+}
+
+TEST_F(BadInputTest, Devices) {
+  const std::string why = cuda_unusable();  // linked here, a library beside the program: one answer
+  const Outcome help = lowbit_run({"help"});
+  const std::string line = "\nDevices: cpu; " + (why.empty() ? "cuda (" : "not cuda: " + why + "\n");
+  EXPECT_NE(help.out.find(line), std::string::npos) << help.out;
+  for (const char* word : {"tpu", "cuda:", "cuda:x", "cuda:-1"})
+    expect_refused(train_folder({"--device", word}), 2, {"--device takes cpu, cuda, cuda:N or auto"});
+  if (why.empty()) return;
+  expect_refused(train_folder({"--device", "cuda"}), 2, {"--device cuda: " + why});
+  const Outcome r = lowbit_run(train_folder({"--device", "auto"}));
+  EXPECT_EQ(r.code, 0) << r.err;
+  EXPECT_NE(r.err.find("lowbit: running on the CPU: " + why + "\n"), std::string::npos) << r.err;
 }
 
 }  // namespace
