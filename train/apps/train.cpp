@@ -19,39 +19,29 @@
 namespace lowbit {
 namespace {
 
-/// The teacher is what its weight file says, quantizers included; --teacher
-/// names the architecture of files that do not say it. It sees the images of
-/// the student.
-std::unique_ptr<VisionTransformer> open_teacher(const Options &o,
-                                                const VitConfig &student,
-                                                const DataSets &data,
-                                                Log &log) {
-  if (o.text("teacher-weights").empty())
-    return nullptr;
+/// The teacher is what its weight file says, quantizers included; --teacher names the architecture of files
+/// that do not say it. It sees the images of the student.
+std::unique_ptr<VisionTransformer> open_teacher(const Options& o, const VitConfig& student,
+                                                const DataSets& data, Log& log) {
+  if (o.text("teacher-weights").empty()) return nullptr;
   const WeightFile file = load_weights(o.text("teacher-weights"));
   Options t(*find_verb("eval"));
   take_saved_settings(t, file);
-  if (!o.text("teacher").empty())
-    t.set("model", o.text("teacher"), OptionOrigin::command_line);
-  LOWBIT_CHECK(t.given("model"), usage, "train", "--teacher-weights ",
-               file.path, " does not say its model; it needs --teacher NAME");
+  if (!o.text("teacher").empty()) t.set("model", o.text("teacher"), OptionOrigin::command_line);
+  LOWBIT_CHECK(t.given("model"), usage, "train", "--teacher-weights ", file.path,
+               " does not say its model; it needs --teacher NAME");
   VitConfig c = model_config(t, student.classes);
-  LOWBIT_CHECK(!t.given("num-classes") ||
-                   t.integer("num-classes") == student.classes,
-               usage, "train", "the teacher has ", t.integer("num-classes"),
-               " classes, the student ", student.classes);
-  for (const char *statistic : {"mean", "std"})
-    LOWBIT_CHECK(!t.given(statistic) ||
-                     input_statistic(t, c, statistic) ==
-                         input_statistic(o, student, statistic),
-                 usage, "train", "the teacher was trained with --", statistic,
-                 " ", t.raw(statistic),
-                 "; the student sees the same images, so give it the same");
+  LOWBIT_CHECK(!t.given("num-classes") || t.integer("num-classes") == student.classes, usage, "train",
+               "the teacher has ", t.integer("num-classes"), " classes, the student ", student.classes);
+  for (const char* statistic : {"mean", "std"})
+    LOWBIT_CHECK(
+        !t.given(statistic) || input_statistic(t, c, statistic) == input_statistic(o, student, statistic),
+        usage, "train", "the teacher was trained with --", statistic, " ", t.raw(statistic),
+        "; the student sees the same images, so give it the same");
   c.image_size = student.image_size;
   auto teacher = std::make_unique<VisionTransformer>(c, 0);
   quantize(*teacher, t);
-  for (const std::string &note : load_into(*teacher, file, false, false))
-    log.info("teacher " + note);
+  for (const std::string& note : load_into(*teacher, file, false, false)) log.info("teacher " + note);
   teacher->to(run_device(o));
   calibrate(*teacher, t, data, log);
   teacher->eval();
@@ -60,117 +50,86 @@ std::unique_ptr<VisionTransformer> open_teacher(const Options &o,
 }
 
 /// What can be said before any file is read.
-void check_training_options(const Options &o) {
-  LOWBIT_CHECK(o.text("teacher").empty() || !o.text("teacher-weights").empty(),
-               usage, "train", "--teacher needs --teacher-weights FILE");
+void check_training_options(const Options& o) {
+  LOWBIT_CHECK(o.text("teacher").empty() || !o.text("teacher-weights").empty(), usage, "train",
+               "--teacher needs --teacher-weights FILE");
   optimizer_options(o), schedule_options(o, 1);
 }
 
-void print_plan(const Options &o, VisionTransformer &model,
-                const Trainer &trainer, const DataSets &data) {
+void print_plan(const Options& o, VisionTransformer& model, const Trainer& trainer, const DataSets& data) {
   const StepEstimate e = estimate_step(model, o.integer("batch-size"));
   const int64_t steps = trainer.steps_per_epoch(), epochs = o.integer("epochs");
   const double parameters = 4.0 * double(model_size(model).parameters);
   std::printf("model        %s\n", model_line(model).c_str());
   std::printf("bit map\n%s", bit_map_text(model).c_str());
-  std::printf("data         %s; decoder %s\n", data.description.c_str(),
-              decoder_name());
-  std::printf(
-      "run          %lld epochs of %lld steps of %lld images, seed %lld\n",
-      static_cast<long long>(epochs), static_cast<long long>(steps),
-      static_cast<long long>(o.integer("batch-size") * o.integer("accumulate")),
-      static_cast<long long>(o.integer("seed")));
-  std::printf("memory       parameters, gradients and moments %s, kept for "
-              "backward %s\n",
-              bytes_text(4 * parameters).c_str(),
-              bytes_text(double(e.saved_bytes)).c_str());
-  if (o.flag("report-memory"))
-    std::printf("%s", e.per_op.c_str());
-  const double total = e.seconds * double(o.integer("accumulate")) *
-                       double(steps) * double(epochs);
-  std::printf(
-      "time         %.2f s a step, %.1f img/s, about %s without evaluations\n",
-      e.seconds, double(o.integer("batch-size")) / e.seconds,
-      duration_text(total).c_str());
+  std::printf("data         %s; decoder %s\n", data.description.c_str(), decoder_name());
+  std::printf("run          %lld epochs of %lld steps of %lld images, seed %lld\n",
+              static_cast<long long>(epochs), static_cast<long long>(steps),
+              static_cast<long long>(o.integer("batch-size") * o.integer("accumulate")),
+              static_cast<long long>(o.integer("seed")));
+  std::printf("memory       parameters, gradients and moments %s, kept for backward %s\n",
+              bytes_text(4 * parameters).c_str(), bytes_text(double(e.saved_bytes)).c_str());
+  if (o.flag("report-memory")) std::printf("%s", e.per_op.c_str());
+  const double total = e.seconds * double(o.integer("accumulate")) * double(steps) * double(epochs);
+  std::printf("time         %.2f s a step, %.1f img/s, about %s without evaluations\n", e.seconds,
+              double(o.integer("batch-size")) / e.seconds, duration_text(total).c_str());
 }
 
-void write_identity(const Options &o,
-                    const std::vector<std::string> &command_line,
-                    const std::string &folder, const DataSets &data) {
+void write_identity(const Options& o, const std::vector<std::string>& command_line, const std::string& folder,
+                    const DataSets& data) {
   Manifest m;
   m.command_line = command_line;
   m.start_time = unix_time();
   m.decoder = decoder_name();
-  if (!o.text("weights").empty())
-    m.digests["weights"] = sha256_file(o.text("weights"));
-  if (!o.text("teacher-weights").empty())
-    m.digests["teacher"] = sha256_file(o.text("teacher-weights"));
-  m.extra = {{"data", data.description},
-             {"seed", o.raw("seed")},
-             {"device", o.text("device")}};
+  if (!o.text("weights").empty()) m.digests["weights"] = sha256_file(o.text("weights"));
+  if (!o.text("teacher-weights").empty()) m.digests["teacher"] = sha256_file(o.text("teacher-weights"));
+  m.extra = {{"data", data.description}, {"seed", o.raw("seed")}, {"device", o.text("device")}};
   write_file_atomic(folder + "/manifest.json", manifest_json(m));
   write_file_atomic(folder + "/args.json", o.args_json());
 }
 
 /// What --resume names; nothing for a fresh run.
-std::optional<RunCheckpoints::Resume> find_checkpoint(const Options &o,
-                                                      std::string &folder) {
-  const std::string &from = o.text("resume");
-  if (from == "none" || (from == "auto" && o.text("run").empty()))
-    return std::nullopt;
-  folder =
-      from == "auto"
-          ? (std::filesystem::path(o.text("output")) / o.text("run")).string()
-          : from;
-  if (std::filesystem::is_regular_file(folder)) // one of its checkpoint files
+std::optional<RunCheckpoints::Resume> find_checkpoint(const Options& o, std::string& folder) {
+  const std::string& from = o.text("resume");
+  if (from == "none" || (from == "auto" && o.text("run").empty())) return std::nullopt;
+  folder = from == "auto" ? (std::filesystem::path(o.text("output")) / o.text("run")).string() : from;
+  if (std::filesystem::is_regular_file(folder))  // one of its checkpoint files
     folder = std::filesystem::absolute(folder).parent_path().string();
-  LOWBIT_CHECK(
-      from == "auto" || std::filesystem::is_directory(folder), io, "resume",
-      "'", folder,
-      "' is no run folder; --resume takes auto, none or the folder of a run");
+  LOWBIT_CHECK(from == "auto" || std::filesystem::is_directory(folder), io, "resume", "'", folder,
+               "' is no run folder; --resume takes auto, none or the folder of a run");
   auto found = RunCheckpoints(folder).load_last();
-  LOWBIT_CHECK(found || from == "auto", io, "resume", "'", folder,
-               "' holds no checkpoint");
+  LOWBIT_CHECK(found || from == "auto", io, "resume", "'", folder, "' holds no checkpoint");
   return found;
 }
 
-/// Options that make the continued run another one than the run that is on
-/// disk.
-void warn_of_changes(const Options &now, const std::string &folder, Log &log) {
+/// Options that make the continued run another one than the run that is on disk.
+void warn_of_changes(const Options& now, const std::string& folder, Log& log) {
   const std::string file = folder + "/args.json";
-  if (!std::filesystem::exists(file))
-    return;
+  if (!std::filesystem::exists(file)) return;
   const Options before = parse_options(now.verb(), {"--config", file});
   std::string changes;
-  for (const OptionSpec &s : option_table()) {
+  for (const OptionSpec& s : option_table()) {
     const std::string_view name = s.name;
-    if (!(s.verbs & now.verb().mask) || s.transient ||
-        s.group >= OptionGroup::distributed || name == "workers" ||
-        name == "max-steps" || before.raw(name) == now.raw(name))
+    if (!(s.verbs & now.verb().mask) || s.transient || s.group >= OptionGroup::distributed ||
+        name == "workers" || name == "max-steps" || before.raw(name) == now.raw(name))
       continue;
-    changes += str_cat(changes.empty() ? "" : ", ", "--", name, " ",
-                       before.raw(name), " -> ", now.raw(name));
+    changes += str_cat(changes.empty() ? "" : ", ", "--", name, " ", before.raw(name), " -> ", now.raw(name));
   }
-  if (!changes.empty())
-    log.warning("options differ from those that the run began with: " +
-                changes);
+  if (!changes.empty()) log.warning("options differ from those that the run began with: " + changes);
 }
 
-void print_result(const std::string &folder, const TrainOutcome &r) {
-  std::printf("{\"run\": \"%s\", \"steps\": %lld, \"top1\": %.3f, \"top5\": "
-              "%.3f, \"best_top1\": %.3f, "
-              "\"train_img_per_s\": %.2f, \"peak_mib\": %.1f}\n",
-              folder.c_str(), static_cast<long long>(r.steps),
-              r.last.counts.percent1(), r.last.counts.percent5(), r.best_top1,
-              r.train_img_per_s, peak_resident_mib());
+void print_result(const std::string& folder, const TrainOutcome& r) {
+  std::printf(
+      "{\"run\": \"%s\", \"steps\": %lld, \"top1\": %.3f, \"top5\": %.3f, \"best_top1\": %.3f, "
+      "\"train_img_per_s\": %.2f, \"peak_mib\": %.1f}\n",
+      folder.c_str(), static_cast<long long>(r.steps), r.last.counts.percent1(), r.last.counts.percent5(),
+      r.best_top1, r.train_img_per_s, peak_resident_mib());
 }
 
 /// Trains in `folder`; an exit code.
-int train_in(const std::string &folder, const Options &o, Trainer &trainer,
-             Log &log) {
+int train_in(const std::string& folder, const Options& o, Trainer& trainer, Log& log) {
   const std::string run = std::filesystem::path(folder).filename().string();
-  log.info("run folder: " + folder +
-           "; to resume: the same command with --run " + run);
+  log.info("run folder: " + folder + "; to resume: the same command with --run " + run);
   StopControl control(o.seconds("time-limit"));
   double step_seconds = 0;
   auto last = std::chrono::steady_clock::now();
@@ -181,8 +140,8 @@ int train_in(const std::string &folder, const Options &o, Trainer &trainer,
     return control.should_stop(step_seconds);
   });
   if (r.stopped) {
-    log.warning(str_cat("stopped by ", control.reason(), " after step ",
-                        r.steps, "; to continue: the same command",
+    log.warning(str_cat("stopped by ", control.reason(), " after step ", r.steps,
+                        "; to continue: the same command",
                         o.text("run").empty() ? " with --run " + run : ""));
     return kExitStopped;
   }
@@ -190,18 +149,16 @@ int train_in(const std::string &folder, const Options &o, Trainer &trainer,
   return kExitSuccess;
 }
 
-} // namespace
+}  // namespace
 
-int run_train(const Options &given,
-              const std::vector<std::string> &command_line) {
-  if (given.flag("eval-only"))
-    return run_eval(given, command_line);
+int run_train(const Options& given, const std::vector<std::string>& command_line) {
+  if (given.flag("eval-only")) return run_eval(given, command_line);
   check_training_options(given);
   install_stop_signals();
   Log log(log_options(given));
   Experiment e = open_experiment(given, true, log);
-  const Options &o = e.options;
-  VisionTransformer &model = *e.model;
+  const Options& o = e.options;
+  VisionTransformer& model = *e.model;
   const auto teacher = open_teacher(o, model.config(), e.data, log);
   Trainer trainer(o, model, teacher.get(), e.data, log);
   if (o.flag("dry-run")) {
@@ -210,25 +167,21 @@ int run_train(const Options &given,
   }
   std::string from;
   if (const auto found = find_checkpoint(o, from)) {
-    if (!found->note.empty())
-      log.warning(found->note);
+    if (!found->note.empty()) log.warning(found->note);
     trainer.resume(*found, from);
     if (trainer.finished()) {
-      log.info(str_cat("the run in ", from, " is finished (",
-                       trainer.outcome().steps,
-                       " steps): nothing to do; raise --epochs or --max-steps, "
-                       "or choose another --run"));
+      log.info(str_cat("the run in ", from, " is finished (", trainer.outcome().steps,
+                       " steps): nothing to do; raise --epochs or --max-steps, or choose another --run"));
       print_result(from, trainer.outcome());
       return kExitSuccess;
     }
     log.info(str_cat("resumed after step ", trainer.outcome().steps));
     warn_of_changes(o, from, log);
   }
-  const std::string folder =
-      make_run_folder(o.text("output"), o.text("run"), model.config().name);
+  const std::string folder = make_run_folder(o.text("output"), o.text("run"), model.config().name);
   log.open_file(folder + "/log.txt");
   write_identity(o, command_line, folder, e.data);
   return train_in(folder, o, trainer, log);
 }
 
-} // namespace lowbit
+}  // namespace lowbit

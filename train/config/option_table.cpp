@@ -135,11 +135,11 @@ constexpr VerbSpec kVerbs[] = {
 // clang-format on
 
 /// Calls f(word) for each word of a space-separated list.
-template <class F> void for_each_word(std::string_view list, F &&f) {
+template <class F>
+void for_each_word(std::string_view list, F&& f) {
   while (!list.empty()) {
     const size_t end = std::min(list.find(' '), list.size());
-    if (end)
-      f(list.substr(0, end));
+    if (end) f(list.substr(0, end));
     list.remove_prefix(std::min(end + 1, list.size()));
   }
 }
@@ -152,8 +152,7 @@ std::string dashed(std::string_view name) {
 
 int edit_distance(std::string_view a, std::string_view b) {
   std::vector<int> row(b.size() + 1);
-  for (size_t j = 0; j <= b.size(); ++j)
-    row[j] = int(j);
+  for (size_t j = 0; j <= b.size(); ++j) row[j] = int(j);
   for (size_t i = 1; i <= a.size(); ++i) {
     int diagonal = row[0];
     row[0] = int(i);
@@ -168,44 +167,38 @@ int edit_distance(std::string_view a, std::string_view b) {
 
 /// Distance that ranks a forgotten ending ("epo") before any typing error.
 int name_distance(std::string_view typed, std::string_view known) {
-  if (typed.size() >= 2 && known.starts_with(typed))
-    return 0;
+  if (typed.size() >= 2 && known.starts_with(typed)) return 0;
   return edit_distance(typed, known);
 }
 int tolerated(std::string_view typed) {
   return std::max<int>(typed.size() > 3 ? 2 : 1, int(typed.size()) / 3);
 }
 
-} // namespace
+}  // namespace
 
-const char *group_title(OptionGroup g) {
-  constexpr const char *titles[kOptionGroups] = {
-      "Data",         "Model",       "Quantization", "Optimisation",
-      "Distillation", "Distributed", "Output",       "Debug"};
+const char* group_title(OptionGroup g) {
+  constexpr const char* titles[kOptionGroups] = {
+      "Data", "Model", "Quantization", "Optimisation", "Distillation", "Distributed", "Output", "Debug"};
   return titles[size_t(g)];
 }
 
 std::span<const OptionSpec> option_table() { return kOptions; }
 std::span<const VerbSpec> verb_table() { return kVerbs; }
 
-const OptionSpec *find_option(std::string_view name, unsigned verbs) {
+const OptionSpec* find_option(std::string_view name, unsigned verbs) {
   const std::string wanted = dashed(name);
-  for (const OptionSpec &o : kOptions) {
-    if (!(o.verbs & verbs))
-      continue;
+  for (const OptionSpec& o : kOptions) {
+    if (!(o.verbs & verbs)) continue;
     bool hit = wanted == o.name;
-    for_each_word(o.aliases,
-                  [&](std::string_view a) { hit = hit || a == wanted; });
-    if (hit)
-      return &o;
+    for_each_word(o.aliases, [&](std::string_view a) { hit = hit || a == wanted; });
+    if (hit) return &o;
   }
   return nullptr;
 }
 
-const VerbSpec *find_verb(std::string_view name) {
-  for (const VerbSpec &v : kVerbs)
-    if (name == v.name)
-      return &v;
+const VerbSpec* find_verb(std::string_view name) {
+  for (const VerbSpec& v : kVerbs)
+    if (name == v.name) return &v;
   return nullptr;
 }
 
@@ -215,12 +208,10 @@ std::string_view nearest_option(std::string_view name, unsigned verbs) {
   int least = tolerated(typed) + 1;
   const auto consider = [&](std::string_view known) {
     const int d = name_distance(typed, known);
-    if (d < least)
-      least = d, best = known;
+    if (d < least) least = d, best = known;
   };
-  for (const OptionSpec &o : kOptions) {
-    if (!(o.verbs & verbs))
-      continue;
+  for (const OptionSpec& o : kOptions) {
+    if (!(o.verbs & verbs)) continue;
     consider(o.name);
     for_each_word(o.aliases, consider);
   }
@@ -230,12 +221,11 @@ std::string_view nearest_option(std::string_view name, unsigned verbs) {
 std::string_view nearest_verb(std::string_view name) {
   std::string_view best;
   int least = tolerated(name) + 1;
-  for (const VerbSpec &v : kVerbs) {
+  for (const VerbSpec& v : kVerbs) {
     const int d = name_distance(name, v.name);
-    if (d < least)
-      least = d, best = v.name;
+    if (d < least) least = d, best = v.name;
   }
   return best;
 }
 
-} // namespace lowbit
+}  // namespace lowbit
