@@ -1,6 +1,7 @@
 // Float products on CUDA: tiles of floats in shared memory, codes dequantized on the way there, and the
 // summation order of gemm.h written out, so that the bits are those of the CPU kernels. It is the plain
-// version that cuBLASLt kernels will be compared with.
+// version that cuBLASLt kernels will be compared with. GemmArgs::digits is not used here: gradients of coded
+// products are float products.
 
 #include "tensor/engine/gemm.cuh"
 #include "tensor/hd/math.h"
