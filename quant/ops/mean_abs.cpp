@@ -1,5 +1,6 @@
 #include "quant/ops/mean_abs.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "tensor/core/tensor.h"
@@ -18,8 +19,12 @@ void mean_abs_typed(const MeanAbsArgs& a) {
     return [=](int64_t m, int64_t n) { return math::abs(from[m * stride + n]); };
   };
   if (l.columns > 1) {
-    for (int64_t g = 0; g < l.groups; ++g)
-      cpu::columns(l.inner, l.columns, rows_of(x + g * l.inner * l.columns, l.columns), mean + g * l.columns);
+    parallel_for(l.groups, std::max<int64_t>(1, cpu::kGrain / (l.inner * l.columns)),
+                 [&](int64_t b, int64_t e) {
+                   for (int64_t g = b; g < e; ++g)
+                     cpu::columns(l.inner, l.columns, rows_of(x + g * l.inner * l.columns, l.columns),
+                                  mean + g * l.columns);
+                 });
   } else if (l.inner == 1) {
     cpu::columns(l.outer, l.groups, rows_of(x, l.groups), mean);
   } else if (l.outer * l.groups == 1) {
