@@ -101,6 +101,17 @@ const Tensor& Saved::get(const char* op, int index) const {
   return t_;
 }
 
+void SavedValue::set(const Variable& x) {
+  const std::shared_ptr<Node>& producer = x.meta()->producer;
+  if (producer && producer->replays())
+    producer_ = producer;
+  else
+    kept_.set(x.data().packed());
+}
+Tensor SavedValue::get(const char* op, int index) const {
+  return producer_ ? producer_->replay() : kept_.get(op, index);
+}
+
 const Coded& SavedCodes::get(const char* op, int index) const {
   LOWBIT_CHECK(c_.defined(), value, op, "saved input ", index,
                " was already released; pass retain=true to the first backward");

@@ -41,6 +41,20 @@ class SavedCodes {
   Coded c_;
 };
 
+/// The value of a variable kept for backward: as a reference to its producer where that can make it again
+/// from what it keeps itself, so that a layer norm's output need not be kept beside its input.
+class SavedValue {
+ public:
+  void set(const Variable& x);
+  Tensor get(const char* op, int index) const;  ///< throws like Saved; the same bits in either case
+  void release() { kept_.release(), producer_.reset(); }
+  const Tensor& peek() const { return kept_.peek(); }
+
+ private:
+  Saved kept_;
+  std::shared_ptr<Node> producer_;
+};
+
 /// Where backward writes; one per node call.
 class GradSink {
  public:
@@ -60,7 +74,11 @@ class Node {
   virtual const char* name() const = 0;
   /// gy has the shape of the output and is packed.
   virtual void backward(const Tensor& gy, GradSink& gx) = 0;
-  virtual void release() = 0;                     ///< drops saved members
+  virtual void release() = 0;  ///< drops saved members
+  /// Whether replay() makes the output again, packed and bit for bit, from what is saved; only where that is
+  /// cheap.
+  virtual bool replays() const { return false; }
+  virtual Tensor replay() const { return {}; }
   virtual std::vector<Tensor> saved() const = 0;  ///< everything kept for backward, for the memory report
   uint64_t seq = 0;                               ///< creation order, a topological order
   std::vector<std::shared_ptr<GradMeta>> inputs;

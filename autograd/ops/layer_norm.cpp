@@ -26,8 +26,21 @@ void backward_cpu(const LayerNormBwdArgs& a, Stream) {
 
 int64_t row_count(const Tensor& x) { return x.size(-1) ? x.numel() / x.size(-1) : 0; }
 
+Tensor forward(const Tensor& x, const Tensor& gamma, const Tensor& beta, double eps, Tensor& mean,
+               Tensor& rstd) {
+  const int64_t rows = row_count(x);
+  Tensor y = Tensor::empty(x.shape(), x.dtype(), x.device());
+  mean = Tensor::empty({rows}, x.dtype(), x.device());
+  rstd = Tensor::empty({rows}, x.dtype(), x.device());
+  layer_norm_fwd({y.mutable_view(), mean.mutable_view(), rstd.mutable_view(), x.view(), gamma.view(),
+                  beta.view(), rows, x.size(-1), eps},
+                 x.device());
+  return y;
+}
+
 struct LayerNormNode final : Node {
-  Saved x, mean, rstd, gamma;
+  Saved x, mean, rstd, gamma, beta;
+  double eps = 0;
   const char* name() const override { return "layer_norm"; }
   void backward(const Tensor& gy, GradSink& gx) override {
     const bool gain = gx.wants(1) || gx.wants(2);
@@ -46,7 +59,12 @@ struct LayerNormNode final : Node {
     if (dx.defined()) gx.add(0, dx);
     if (gain) gx.add(1, dgamma), gx.add(2, dbeta);
   }
-  void release() override { x.release(), mean.release(), rstd.release(), gamma.release(); }
+  bool replays() const override { return true; }
+  Tensor replay() const override {
+    Tensor m, r;
+    return forward(x.get(name(), 0), gamma.get(name(), 3), beta.get(name(), 4), eps, m, r);
+  }
+  void release() override { x.release(), mean.release(), rstd.release(), gamma.release(), beta.release(); }
   std::vector<Tensor> saved() const override { return {x.peek(), mean.peek(), rstd.peek(), gamma.peek()}; }
 };
 
@@ -69,15 +87,11 @@ KernelSlot<LayerNormBwdArgs> layer_norm_bwd{"layer_norm.bwd", backward_cpu};
 Variable layer_norm(const Variable& v, const Variable& gamma, const Variable& beta, double eps) {
   check_operands(v, gamma, beta, eps);
   const Tensor x = v.data().packed(), w = gamma.data().packed(), b = beta.data().packed();
-  const int64_t rows = row_count(x);
-  Tensor y = Tensor::empty(x.shape(), x.dtype(), x.device());
-  Tensor mean = Tensor::empty({rows}, x.dtype(), x.device()),
-         rstd = Tensor::empty({rows}, x.dtype(), x.device());
-  layer_norm_fwd({y.mutable_view(), mean.mutable_view(), rstd.mutable_view(), x.view(), w.view(), b.view(),
-                  rows, x.size(-1), eps},
-                 x.device());
+  Tensor mean, rstd;
+  Tensor y = forward(x, w, b, eps, mean, rstd);
   auto node = std::make_shared<LayerNormNode>();
   node->x.set(x), node->mean.set(mean), node->rstd.set(rstd), node->gamma.set(w);
+  node->beta.set(b), node->eps = eps;
   return record(std::move(y), std::move(node), {v, gamma, beta});
 }
 

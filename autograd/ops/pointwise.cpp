@@ -23,10 +23,12 @@ template <class F>
 struct UnaryNode final : Node {
   F f;
   const char* op;
+  const KernelSlot<UnaryFwdArgs<F>>* forward;
   const KernelSlot<UnaryBwdArgs<F>>* kernel;
   Saved value;
-  UnaryNode(F functor, const char* name, const KernelSlot<UnaryBwdArgs<F>>* bwd)
-      : f(functor), op(name), kernel(bwd) {}
+  UnaryNode(F functor, const char* name, const KernelSlot<UnaryFwdArgs<F>>* fwd,
+            const KernelSlot<UnaryBwdArgs<F>>* bwd)
+      : f(functor), op(name), forward(fwd), kernel(bwd) {}
   const char* name() const override { return op; }
   void backward(const Tensor& gy, GradSink& gx) override {
     if (!gx.wants(0)) return;
@@ -34,6 +36,13 @@ struct UnaryNode final : Node {
     const View saved = F::saves == Saves::nothing ? View{} : value.get(op, 0).view();
     (*kernel)({f, dx.mutable_view(), gy.view(), saved}, gy.device());
     gx.add(0, dx);
+  }
+  bool replays() const override { return F::saves == Saves::input; }
+  Tensor replay() const override {
+    const Tensor& x = value.get(op, 0);
+    Tensor y = Tensor::empty(x.shape(), x.dtype(), x.device());
+    (*forward)({f, y.mutable_view(), x.view()}, x.device());
+    return y;
   }
   void release() override { value.release(); }
   std::vector<Tensor> saved() const override { return {value.peek()}; }
@@ -46,7 +55,7 @@ Variable unary(const char* op, F f, const KernelSlot<UnaryFwdArgs<F>>& fwd,
   const Tensor& x = v.data();
   Tensor y = Tensor::empty(x.shape(), x.dtype(), x.device());
   fwd({f, y.mutable_view(), x.view()}, x.device());
-  auto node = std::make_shared<UnaryNode<F>>(f, op, &bwd);
+  auto node = std::make_shared<UnaryNode<F>>(f, op, &fwd, &bwd);
   if (F::saves == Saves::input) node->value.set(x);
   if (F::saves == Saves::output) node->value.set(y);
   return record(y, node, {v});

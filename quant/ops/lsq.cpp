@@ -82,7 +82,7 @@ void check_scale(const Tensor& a, const char* what, bool positive, std::string_v
 }
 
 struct FakeQuantNode final : Node {
-  Saved x;
+  SavedValue x;
   Tensor scale, offset, bounds, slots, grad_scale;  // private copies, written by nobody
   LsqCall call{};
   const char* name() const override { return "fake_quant_lsq"; }
@@ -93,7 +93,8 @@ struct FakeQuantNode final : Node {
 
 void FakeQuantNode::backward(const Tensor& gy, GradSink& gx) {
   LsqCall c = call;
-  c.x = x.get(name(), 0).view();
+  const Tensor input = x.get(name(), 0);
+  c.x = input.view();
   const bool params = gx.wants(1) || gx.wants(2) || gx.wants(3);
   const auto zeros_for = [&](int input) {
     if (!gx.wants(input)) return Tensor{};
@@ -179,7 +180,7 @@ Variable fake_quant_lsq(const Variable& x, const Variable& scale, const Variable
   const Tensor input = x.data().packed();
   const auto node = prepare(input, scale.data(), offset.defined() ? offset.data() : Tensor{}, s);
   const bool keep = needs_grad({x, scale, offset, nbits});
-  if (keep) node->x.set(input);
+  if (keep) node->x.set(x);
   const Levels h = hull(s.levels);
   if (!codable(input, offset.defined(), h, s)) {
     Tensor y = Tensor::empty(input.shape(), input.dtype(), input.device());

@@ -10,7 +10,7 @@
 // Grad     G = dL/dy, m = 1 inside (lo, hi), 0 outside, by `ties` on the edges:
 //          dx = m·G,  da = grad_scale·Σ G·(q − m·u),  db = Σ G·(1 − m)
 //          dnbits = a·ln2·((hi + 1)·Σ_{u>hi} G(1 − m) + lo·Σ_{u<lo} G(1 − m))   (lo, hi as functions of bits)
-// Saves    x (shared with its producer); u is recomputed.
+// Saves    x (shared with its producer, or made again by it); u is recomputed.
 // Errors   shape, value; numeric: a scale that is not positive and finite, values of x that are not finite
 // Source   Esser et al. 2020 (LSQ), Bhalgat et al. 2020 (LSQ+); docs/methods/lsq.md, docs/methods/vvtq.md
 

@@ -94,7 +94,7 @@ class DigitEngine {
             0,
             double(batches) * g_.m * g_.n * g_.k,
             false,
-            size_t(floats_in_a_ ? 256 << 10 : 1280 << 10)};
+            !floats_in_a_};
   }
   struct Place {
     BatchIndex index;

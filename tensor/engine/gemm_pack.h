@@ -92,7 +92,7 @@ struct Blocking {
   size_t a_tile_bytes, b_panel_bytes, column_bytes;  // per row tile and k block; panel and k block; panel
   double work;                                       // multiply-adds of the whole product
   bool rows_only = false;                            // never split columns: a row of A is packed exactly once
-  size_t row_block_bytes = 256 << 10;                // of packed A that meet a panel of B one after the other
+  bool keep_a = false;  // one k block, large panels of B: all of A is packed first, a panel where it is used
   int64_t tiles() const { return ceil_div(m, mr); }
   int64_t panels() const { return ceil_div(n, kPanel); }
   int64_t row(int64_t tile) const { return m * tile / tiles(); }  // tiles of nearly equal height
@@ -111,6 +111,7 @@ class BlockedProduct {
   void run() const {
     if (b_.batches * b_.m * b_.n == 0) return;
     const int threads_used = b_.work < kSerialWork ? 1 : threads();
+    if (b_.keep_a && b_.batches == 1) return run_keeping_a(threads_used);
     if (threads_used == 1 || b_.batches >= 2 * threads_used)
       parallel_for(b_.batches * b_.tiles(), threads_used == 1 ? b_.batches * b_.tiles() : 1,
                    [&](int64_t begin, int64_t end) { run_batches(begin, end); });
@@ -121,6 +122,7 @@ class BlockedProduct {
  private:
   static constexpr double kSerialWork = 1 << 17;
   static constexpr size_t kPackedBytes = 8 << 20;  // packed B kept at a time
+  static constexpr size_t kRowBlockBytes = 256 << 10;
   static constexpr int64_t kTilesInPlace = 12;
 
   int64_t chunk() const {  // k blocks packed at a time
@@ -172,6 +174,28 @@ class BlockedProduct {
     }
   }
 
+  void run_keeping_a(int threads_used) const {
+    const int64_t tiles = b_.tiles(), panels = b_.panels();
+    const auto grain = [&](int64_t n) { return threads_used == 1 ? n : 1; };
+    const auto place = e_.place(0);
+    auto* const a =
+        static_cast<char*>(thread_scratch(Scratch::a, size_t(tiles) * b_.a_tile_bytes + kPackSlack));
+    parallel_for(tiles, grain(tiles), [&](int64_t t0, int64_t t1) {
+      for (int64_t t = t0; t < t1; ++t)
+        e_.pack_a(place, 0, b_.row(t), int(b_.row(t + 1) - b_.row(t)), a + size_t(t) * b_.a_tile_bytes);
+    });
+    parallel_for(panels, grain(panels), [&](int64_t p0, int64_t p1) {
+      auto* const b = static_cast<char*>(thread_scratch(Scratch::b, b_.b_panel_bytes + kPackSlack));
+      [[maybe_unused]] const auto session = e_.session();
+      for (int64_t p = p0; p < p1; ++p) {
+        e_.pack_b(place, 0, p * kPanel, panel_cols(p), b);
+        for (int64_t t = 0; t < tiles; ++t)
+          e_.tile(place, 0, b_.row(t), int(b_.row(t + 1) - b_.row(t)), p * kPanel, panel_cols(p),
+                  a + size_t(t) * b_.a_tile_bytes, b, nullptr);
+      }
+    });
+  }
+
   void pack_b(int64_t batch, int64_t k0, int64_t begin, int64_t end, char* packed) const {
     const auto place = e_.place(batch);
     for (int64_t i = begin; i < end; ++i) {
@@ -183,7 +207,7 @@ class BlockedProduct {
   void compute(int64_t batch, int64_t k0, int64_t k1, int64_t t0, int64_t t1, int64_t p0, int64_t p1,
                const char* packed) const {
     const int64_t group =
-        b_.a_tile_bytes ? std::max<int64_t>(1, int64_t(b_.row_block_bytes / b_.a_tile_bytes)) : kTilesInPlace;
+        b_.a_tile_bytes ? std::max<int64_t>(1, int64_t(kRowBlockBytes / b_.a_tile_bytes)) : kTilesInPlace;
     auto* a = static_cast<char*>(
         thread_scratch(Scratch::a, size_t(std::min(group, t1 - t0)) * b_.a_tile_bytes + kPackSlack));
     auto* columns = static_cast<char*>(thread_scratch(Scratch::columns, size_t(p1 - p0) * b_.column_bytes));
