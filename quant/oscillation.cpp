@@ -76,12 +76,15 @@ struct Pass {
   }
 };
 
-/// The codes as a product would get them; undefined where the layout has none.
+/// The codes as a product would get them; undefined where the layout has none. In evaluation mode: looking
+/// changes no quantizer.
 Coded coded(Quantizer& q, const Variable& w) {
   struct Restore {
-    bool before = std::exchange(context().integer_products, true);
-    ~Restore() { context().integer_products = before; }
-  } restore;
+    Quantizer& q;
+    bool training = q.training(), products = std::exchange(context().integer_products, true);
+    ~Restore() { context().integer_products = products, q.train(training); }
+  } restore{q};
+  q.eval();
   const NoGrad off;
   const Variable y = q.fake_quant(Variable(w.data()));
   return y.coded() ? *y.coded() : Coded{};
@@ -215,8 +218,8 @@ std::vector<WeightWatch::Placement> WeightWatch::placements() const {
   return all;
 }
 
-TensorMap WeightWatch::state() const {
-  TensorMap all;
+TensorsByName WeightWatch::state() const {
+  TensorsByName all;
   std::vector<int64_t> counts = {steps_};
   for (const Watched& l : layers_) {
     for (const auto& [name, t] : l.tracker.state()) all[l.name + "/" + name] = t;
@@ -227,7 +230,7 @@ TensorMap WeightWatch::state() const {
   return all;
 }
 
-void WeightWatch::load(const TensorMap& state) {
+void WeightWatch::load(const TensorsByName& state) {
   const auto counts = state.find("counts");
   LOWBIT_CHECK(counts != state.end() && counts->second.dtype() == DType::i64 &&
                    counts->second.numel() == 1 + 4 * int64_t(layers_.size()),
@@ -236,7 +239,7 @@ void WeightWatch::load(const TensorMap& state) {
   steps_ = c[0];
   for (size_t i = 0; i < layers_.size(); ++i) {
     Watched& l = layers_[i];
-    TensorMap own;
+    TensorsByName own;
     for (const char* name : {"code", "direction", "frequency"}) {
       const auto t = state.find(l.name + "/" + name);
       if (t == state.end()) continue;

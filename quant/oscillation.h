@@ -12,14 +12,16 @@
 // Source    Nagel et al. 2022, "Overcoming Oscillations in Quantization-Aware Training"; TrackOscillation of
 //           VVTQ and OFQ. Counts are integers: results do not depend on threads.
 
+#include <map>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "quant/quantizer/quantizer.h"
-#include "tensor/io/safetensors.h"
 
 namespace lowbit {
+
+using TensorsByName = std::map<std::string, Tensor>;
 
 struct OscillationSettings {
   double momentum = 0.01;
@@ -44,14 +46,14 @@ class OscillationTracker {
   Counts update(Tensor& codes);
   /// By name: code, direction (i8), frequency (o, f32); with totals total (i32); with freezing frozen (u8),
   /// frozen_code, average. Shares memory; empty before the first update.
-  const TensorMap& state() const { return state_; }
-  void load(TensorMap state) { state_ = std::move(state); }
+  const TensorsByName& state() const { return state_; }
+  void load(TensorsByName state) { state_ = std::move(state); }
   const Tensor& frequency() const { return state_.at("frequency"); }
 
  private:
   void start(const Tensor& codes);
   OscillationSettings settings_;
-  TensorMap state_;
+  TensorsByName state_;
 };
 
 /// Distance of each weight to the nearest rounding threshold, in levels: 0 … ½; NaN where the weight lies
@@ -87,9 +89,9 @@ class WeightWatch {
   /// Where the weights are now.
   std::vector<Placement> placements() const;
 
-  TensorMap state() const;
+  TensorsByName state() const;
   /// Errors  io: the state of another model
-  void load(const TensorMap& state);
+  void load(const TensorsByName& state);
 
  private:
   struct Watched {

@@ -122,7 +122,7 @@ Variable OfqQuantizer::frozen(const Variable& y, double factor) {
   const float *scale = s.data().data_const<float>(), *value = y.data().data_const<float>();
   int8_t* const code = codes.data<int8_t>();
   for (int64_t i = 0; i < n; ++i) code[i] = int8_t(std::rint(value[i] / scale[i / columns]));
-  if (const TensorMap& state = tracker_->state(); state.count("frozen")) {
+  if (const TensorsByName& state = tracker_->state(); state.count("frozen")) {
     const uint8_t* const mask = state.at("frozen").data_const<uint8_t>();
     const int8_t* const level = state.at("frozen_code").data_const<int8_t>();
     float *const keep = free.data<float>(), *const hold = held.data<float>();

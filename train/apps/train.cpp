@@ -76,14 +76,18 @@ void print_plan(const Options& o, VisionTransformer& model, const Trainer& train
 }
 
 void write_identity(const Options& o, const std::vector<std::string>& command_line, const std::string& folder,
-                    const DataSets& data) {
+                    const DataSets& data, VisionTransformer& model) {
   Manifest m;
   m.command_line = command_line;
   m.start_time = unix_time();
   m.decoder = decoder_name();
   if (!o.text("weights").empty()) m.digests["weights"] = sha256_file(o.text("weights"));
   if (!o.text("teacher-weights").empty()) m.digests["teacher"] = sha256_file(o.text("teacher-weights"));
-  m.extra = {{"data", data.description}, {"seed", o.raw("seed")}, {"device", o.text("device")}};
+  m.weight_bits = model_size(model).weight_bits, m.bit_map = bit_map_rows(model);
+  m.extra = {{"model", model_line(model)},
+             {"data", data.description},
+             {"seed", o.raw("seed")},
+             {"device", o.text("device")}};
   write_file_atomic(folder + "/manifest.json", manifest_json(m));
   write_file_atomic(folder + "/args.json", o.args_json());
 }
@@ -180,7 +184,7 @@ int run_train(const Options& given, const std::vector<std::string>& command_line
   }
   const std::string folder = make_run_folder(o.text("output"), o.text("run"), model.config().name);
   log.open_file(folder + "/log.txt");
-  write_identity(o, command_line, folder, e.data);
+  write_identity(o, command_line, folder, e.data, model);
   return train_in(folder, o, trainer, log);
 }
 

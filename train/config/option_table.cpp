@@ -110,6 +110,7 @@ constexpr OptionSpec kOptions[] = {
     {"quiet", output, flag, kRunVerbs, "off", "", "only warnings, errors and results", {.transient = true}},
     {"verbose", output, flag, kRunVerbs | kInspect, "off", "", "more of everything; inspect: range and mean of every tensor", {.letter = 'v', .transient = true}},
     {"filter", output, text, kInspect | kDiff | kBench, "", "TEXT", "only names that contain this text"},
+    {"file", output, text, kReport, "", "FILE", "the page to write; default: report.html in the run folder, or here for several runs"},
     {"seconds", output, real, kBench, "0.5", "s", "measuring time of each figure", {.lo = 0.01, .hi = 3600}},
     // ---- Debug
     {"config", debug, text, kAllVerbs, "", "FILE", "options from an INI file, or JSON when the name ends in .json (args.json of a run works)", {.letter = 'c', .transient = true}},
@@ -128,6 +129,7 @@ constexpr VerbSpec kVerbs[] = {
     {"train", kTrain, "train or fine-tune a model", "", 0, 0},
     {"eval", kEval, "evaluate a model on the validation images", "", 0, 0},
     {"inspect", kInspect, "list tensors and metadata of a weight file or run folder", "FILE", 1, 1},
+    {"report", kReport, "make the page of a run again (RUN/report.html), or a page that compares several runs and results of eval", "RUN...", 1, 64},
     {"diff", kDiff, "compare two weight files or run folders; exit code 1 when they differ", "A B", 2, 2},
     {"convert", kConvert, "convert a weight file; the names say the formats (.safetensors, .pth, .pt, .bin, .npz, .npy)", "IN OUT", 2, 2},
     {"bench", kBench, "measure matrix products and training steps on this machine; WHAT: products, step or all", "[WHAT]", 0, 1},

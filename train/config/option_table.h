@@ -30,8 +30,9 @@ enum VerbMask : unsigned {
   kDiff = 8,
   kConvert = 16,
   kBench = 32,
+  kReport = 64,
   kRunVerbs = kTrain | kEval,
-  kAllVerbs = 63
+  kAllVerbs = 127
 };
 
 struct OptionDetail {

@@ -120,6 +120,13 @@ std::string manifest_json(const Manifest& m) {
   j["sha256"] = Json::object();
   for (const auto& [what, digest] : m.digests) j["sha256"][what] = digest;
   for (const auto& [what, value] : m.extra) j[what] = value;
+  j["weight bits"] = m.weight_bits;
+  for (const BitMapRow& r : m.bit_map)
+    j["bit map"].push_back({{"products", r.products},
+                            {"weights", r.weights},
+                            {"left bits", r.left_bits},
+                            {"right bits", r.right_bits},
+                            {"multiply-adds", r.macs}});
   return dump(j, 1);
 }
 

@@ -52,12 +52,22 @@ class RunLog {
 /// path. Throws Error(run) when it cannot be created or written.
 std::string make_run_folder(const std::string& output, const std::string& run, const std::string& model);
 
+/// Products of equal operands.
+struct BitMapRow {
+  std::string products;       ///< "blocks.0-11.attn.qkv"
+  bool weights;               ///< the right operand is a weight
+  int left_bits, right_bits;  ///< 32: float
+  double macs;                ///< multiply-adds for one image
+};
+
 struct Manifest {
   std::vector<std::string> command_line;
   double start_time = 0;
   std::string decoder;                         ///< e.g. "libjpeg-turbo 2.1.5"
   std::map<std::string, std::string> digests;  ///< what → SHA-256
   std::map<std::string, std::string> extra;    ///< e.g. data index, seeds, device
+  std::vector<BitMapRow> bit_map;
+  double weight_bits = 0;
 };
 std::string manifest_json(const Manifest& m);
 

@@ -1,5 +1,6 @@
 #include "train/step/summary.h"
 
+#include <algorithm>
 #include <cstdio>
 #include <map>
 
@@ -63,35 +64,43 @@ ModelSize model_size(VisionTransformer& model) {
   return size;
 }
 
-std::string bit_map_text(VisionTransformer& model) {
+std::vector<BitMapRow> bit_map_rows(VisionTransformer& model) {
   const std::map<std::string, int> bits = slot_bits(model);
   struct Group {
-    int64_t first = -1, last = -1;
-    double macs = 0;
-    bool weights = false;
-    int left = kFloatBits, right = kFloatBits;
+    std::string name;
+    int64_t first, last;
+    BitMapRow row;
   };
-  std::vector<std::pair<std::string, Group>> groups;
+  std::vector<Group> groups;
   for (const ProductCost& c : product_costs(model.config())) {
     const auto [name, block] = without_block(c.name);
     const int left = width_of(bits, c.left), right = width_of(bits, c.right);
-    auto it = std::find_if(groups.begin(), groups.end(), [&, n = name](const auto& g) {
-      return g.first == n && g.second.left == left && g.second.right == right;
+    auto it = std::find_if(groups.begin(), groups.end(), [&, n = name](const Group& g) {
+      return g.name == n && g.row.left_bits == left && g.row.right_bits == right;
     });
     if (it == groups.end())
-      it = groups.insert(groups.end(), {name, Group{block, block, 0, c.weights > 0, left, right}});
-    it->second.last = block;
-    it->second.macs += double(c.macs);
+      it = groups.insert(groups.end(), {name, block, block, {name, c.weights > 0, left, right, 0}});
+    it->last = block;
+    it->row.macs += double(c.macs);
   }
-  std::string text;
-  for (const auto& [name, g] : groups) {
-    std::string shown = name;
+  std::vector<BitMapRow> rows;
+  for (Group& g : groups) {
     if (g.first >= 0)
-      shown.replace(7, 1, g.first == g.last ? std::to_string(g.first) : str_cat(g.first, "-", g.last));
+      g.row.products.replace(7, 1,
+                             g.first == g.last ? std::to_string(g.first) : str_cat(g.first, "-", g.last));
+    rows.push_back(g.row);
+  }
+  return rows;
+}
+
+std::string bit_map_text(VisionTransformer& model) {
+  std::string text;
+  for (const BitMapRow& r : bit_map_rows(model)) {
     char line[160];
-    std::snprintf(line, sizeof line, "  %-28s %s %-6s  activations %-6s  %9s multiply-adds\n", shown.c_str(),
-                  g.weights ? "weights    " : "activations", width_text(g.right).c_str(),
-                  width_text(g.left).c_str(), count_text(g.macs).c_str());
+    std::snprintf(line, sizeof line, "  %-28s %s %-6s  activations %-6s  %9s multiply-adds\n",
+                  r.products.c_str(), r.weights ? "weights    " : "activations",
+                  width_text(r.right_bits).c_str(), width_text(r.left_bits).c_str(),
+                  count_text(r.macs).c_str());
     text += line;
   }
   return text + "  norms, softmax, GELU, residual sums, biases and embeddings: float\n";

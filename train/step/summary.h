@@ -4,6 +4,7 @@
 #include <string>
 
 #include "nn/models/vit.h"
+#include "train/metrics/run_log.h"
 
 namespace lowbit {
 
@@ -16,8 +17,10 @@ struct ModelSize {
 };
 ModelSize model_size(VisionTransformer& model);
 
-/// One line per group of equal products: "blocks.0-11.attn.qkv  W4 A4  21.8 M multiply-adds"; float slots
-/// show "float".
+/// Neighbouring blocks with the same bits together.
+std::vector<BitMapRow> bit_map_rows(VisionTransformer& model);
+/// The same as text: "blocks.0-11.attn.qkv  weights 4 bit  activations 4 bit  21.8 M multiply-adds"; float
+/// slots show "float".
 std::string bit_map_text(VisionTransformer& model);
 
 /// "deit_tiny_patch16_224, 5.72 M parameters, 1.25 G multiply-adds, 20.1 G bit operations, weights 2.9 MB".

@@ -12,6 +12,7 @@
 #include "tensor/core/context.h"
 #include "train/config/device.h"
 #include "train/optim/clip.h"
+#include "train/report/report.h"
 
 namespace lowbit {
 namespace {
@@ -20,7 +21,7 @@ double now() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
-constexpr double kStepsToJudgeLoader = 10;
+constexpr double kStepsToJudgeLoader = 10, kReportSeconds = 20;
 
 LoaderOptions loader_options(const Options& o, int64_t batch, bool drop_last) {
   LoaderOptions l;
@@ -158,6 +159,14 @@ void Trainer::resume(const RunCheckpoints::Resume& from, const std::string& what
   const auto generator = from.state.tensors.find("generator");
   LOWBIT_CHECK(generator != from.state.tensors.end(), io, "resume", what, " lacks 'generator'");
   context().generator.set_state(uint64_t(generator->second.item<int64_t>()));
+}
+
+/// Making the page takes at most a hundredth of the time.
+void Trainer::refresh_report(bool running) {
+  const double begin = now();
+  if (running && begin < report_due_) return;
+  write_report(folder_, running);
+  report_due_ = now() + std::max(kReportSeconds, 100 * (now() - begin));
 }
 
 void Trainer::save_last() {
@@ -300,6 +309,7 @@ void Trainer::report_step(double seconds, double waited) {
                {"mem_mib", resident_mib()}};
   for (auto& metric : monitor_.metrics()) m.push_back(std::move(metric));
   run_log_->event(step_, epoch_, "train", m);
+  refresh_report(true);
   if (progress_.step_time.count() >= kStepsToJudgeLoader)
     monitor_.warnings().loader(step_, progress_.step_time.mean(), progress_.data_time.mean(),
                                o_.integer("workers"));
@@ -356,7 +366,8 @@ bool Trainer::evaluate_now(const StopRequest& stop) {
                   {{"loss", e.loss},
                    {"top1", e.counts.percent1()},
                    {"top5", e.counts.percent5()},
-                   {"img_per_s", e.img_per_s()}});
+                   {"img_per_s", e.img_per_s()},
+                   {"peak_mib", peak_resident_mib()}});
   monitor_.placements(step_, epoch_, *run_log_);
   return true;
 }
@@ -398,6 +409,7 @@ bool Trainer::finish(bool whole_epoch, const StopRequest& stop) {
 }
 
 TrainOutcome Trainer::run(const std::string& folder, const StopRequest& stop) {
+  folder_ = folder;
   checkpoints_.emplace(folder, int(o_.integer("keep")));
   // A run continued in another folder has no best weights there yet.
   if (!std::filesystem::exists(checkpoints_->path("best.safetensors"))) outcome_.best_top1 = -1;
@@ -412,6 +424,7 @@ TrainOutcome Trainer::run(const std::string& folder, const StopRequest& stop) {
     if (!outcome_.stopped && !finished()) outcome_.stopped = stop && stop();
   }
   log_.clear_status();
+  refresh_report(false);
   outcome_.steps = step_;
   return outcome_;
 }

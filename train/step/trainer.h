@@ -62,6 +62,7 @@ class Trainer {
   void write_summary();
   void report_step(double seconds, double waited);
   void save_last();
+  void refresh_report(bool running);
   Checkpoint weights_checkpoint();
   double rate() const;
 
@@ -86,6 +87,8 @@ class Trainer {
   TrainProgress progress_;
   int64_t accumulate_, steps_per_epoch_, epochs_;
   int64_t epoch_ = 0, step_in_epoch_ = 0, step_ = 0;
+  std::string folder_;
+  double report_due_ = 0;        ///< time of the next report while training
   int64_t evaluated_step_ = -1;  ///< step_ at the last evaluation
   TrainOutcome outcome_;
 };

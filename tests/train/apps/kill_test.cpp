@@ -46,7 +46,7 @@ std::vector<nlohmann::json> events(const std::string& run) {
   std::istringstream in(read_file(run + "/metrics.jsonl"));
   for (std::string line; std::getline(in, line);) {
     auto j = nlohmann::json::parse(line);
-    for (const char* key : {"t", "img_per_s", "data_wait", "mem_mib"}) j.erase(key);
+    for (const char* key : {"t", "img_per_s", "data_wait", "mem_mib", "peak_mib"}) j.erase(key);
     all.push_back(j);
   }
   return all;
