@@ -54,6 +54,17 @@ void Module::add_child(std::string_view name, std::shared_ptr<Module> m) {
   children_.push_back(std::move(m));
 }
 
+namespace {
+/// A state name may begin with "../": beside the module that owns the slot, not inside.
+std::string state_prefix(std::string prefix, std::string_view name) {
+  for (; name.starts_with("../"); name.remove_prefix(3)) {
+    const size_t dot = prefix.rfind('.');
+    prefix.resize(dot == std::string::npos ? 0 : dot);
+  }
+  return join_name(prefix, std::string(name));
+}
+}  // namespace
+
 void Module::visit(const std::string& prefix, const std::function<void(const std::string&, Module&)>& enter,
                    const std::function<void(const std::string&, Module&, const Member&)>& member) {
   if (enter) enter(prefix, *this);
@@ -64,7 +75,7 @@ void Module::visit(const std::string& prefix, const std::function<void(const std
     } else if (m.kind == Member::slot) {
       const Slot& s = slots_[m.index];
       if (auto* inside = dynamic_cast<Module*>(s.get()))
-        inside->visit(join_name(prefix, s.state_name()), enter, member);
+        inside->visit(state_prefix(prefix, s.state_name()), enter, member);
     }
   }
 }

@@ -13,6 +13,7 @@ class Linear : public Module {
   /// Rows [begin, end) of the layer only: q, k or v of a fused projection. `weight` is quantized_weight().
   Variable rows(const Variable& x, const Variable& weight, int64_t begin, int64_t end);
   Variable quantized_weight() { return weight_slot_(weight_); }
+  const Variable& raw_weight() const { return weight_; }  ///< for layers that quantize a function of it
   int64_t in_features() const { return weight_.size(1); }
   int64_t out_features() const { return weight_.size(0); }
 

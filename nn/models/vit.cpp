@@ -17,6 +17,7 @@ VitBlock::VitBlock(const VitConfig& c, double drop_path, Generator& g)
       attn_(child("attn", std::make_unique<Attention>(Attention::Options{.width = c.width,
                                                                          .heads = c.heads,
                                                                          .split_qkv = c.split_qkv,
+                                                                         .qk_reparam = c.qk_reparam,
                                                                          .proj_dropout = c.dropout},
                                                       g))),
       attn_sum_(slot("attn_sum")),
@@ -105,6 +106,8 @@ std::map<std::string, SlotInfo> VisionTransformer::slot_info() const {
     for (const char* slot : {".attn.in", ".mlp.in"}) all[block + slot] = {{1, n, w}};
     for (const char* slot : {".attn.q", ".attn.k", ".attn.v", ".attn.context"})
       all[block + slot] = {{1, n, w}, c.heads};
+    all[block + ".attn.qkx"] = {{1, n * c.heads, w}, c.heads};
+    all[block + ".attn.qk.weight"] = {{c.heads * w, w}};
     all[block + ".attn.probs"] = {{1, c.heads, n, n}};
     all[block + ".mlp.hidden"] = {{1, n, c.hidden()}};
   }

@@ -20,6 +20,7 @@ struct VitConfig {
   double mlp_ratio = 4, norm_eps = 1e-6;
   bool distilled = false;             ///< a second token and head (Touvron et al. 2021, section 4)
   bool split_qkv = false;             ///< VVTQ checkpoint layout
+  bool qk_reparam = false;            ///< OFQ's query-key reparameterization
   bool clamp_gelu = false;            ///< VVTQ float twin
   double dropout = 0, drop_path = 0;  ///< drop_path: rate of the last block, linear from 0
   /// Input statistics of the published weights.

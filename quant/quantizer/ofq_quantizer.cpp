@@ -77,9 +77,11 @@ Variable OfqQuantizer::floored_scale() const {
 Variable OfqQuantizer::shifted(const Variable& x, const Variable* bias) const {
   if (!bias) return x;
   const Shape& s = config_.shift;
-  std::vector<int64_t> dims;
-  for (int d = 0; d < s.ndim(); ++d) dims.push_back(s[d]);
-  return add(x, s.ndim() == 1 ? *bias : reshape(*bias, dims));
+  if (s.ndim() == 1) return add(x, *bias);
+  const Variable shift = reshape(*bias, {s[0], s[1]});
+  if (x.size(-2) == s[0]) return add(x, shift);
+  const Shape& whole = x.shape();  // rows of several heads in one dimension
+  return reshape(add(reshape(x, {x.numel() / s.numel(), s[0], s[1]}), shift), {whole[0], whole[1], whole[2]});
 }
 
 void OfqQuantizer::prepare(const Tensor& v) {

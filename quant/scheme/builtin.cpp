@@ -176,7 +176,17 @@ quantizer = statsq
 bits = ${wbits}
 state = statsq_fn
 
-[.*\.attn\.(in|q|k|v|context)|.*\.mlp\.(in|hidden)]
+[.*\.attn\.(q|k)\.weight]
+quantizer = none
+[.*\.attn\.qk\.weight]
+inherit = yes
+quantizer = statsq
+state = qk_quant
+[.*\.attn\.v\.weight]
+inherit = yes
+state = ../v_quant
+
+[.*\.attn\.(in|q|k|qkx|v|context)|.*\.mlp\.(in|hidden)]
 quantizer = ofq
 bits = ${abits}
 granularity = token
@@ -186,7 +196,7 @@ after = move_aft
 
 [.*\.attn\.in]
 inherit = yes
-state = qkv
+state = ${attn_in}
 [.*\.attn\.q]
 inherit = yes
 state = .
@@ -206,6 +216,14 @@ state = .
 name = quan_a_v_fn
 before = move_v_b4
 after = move_v_aft
+[.*\.attn\.qkx]
+inherit = yes
+granularity = token
+shift_per_head = yes
+state = .
+name = quan_a_qkx_fn
+before = move_qkx_b4
+after = move_qkx_aft
 [.*\.attn\.context]
 inherit = yes
 state = proj

@@ -14,7 +14,7 @@ const std::set<std::string> kKeys = {
     "quantizer",      "bits",       "signed",      "state", "inherit",         "offset",
     "symmetric",      "learn_bits", "learn_scale", "clamp", "published_scale", "granularity",
     "gradient_scale", "init",       "mask",        "ties",  "heads",           "axis",
-    "one_bit",        "name",       "before",      "after"};
+    "one_bit",        "name",       "before",      "after", "shift_per_head"};
 
 const char* yes_no(bool b) { return b ? "yes" : "no"; }
 
@@ -121,6 +121,7 @@ std::shared_ptr<Quantizer> make_ofq(const Reader& r, QuantSpec spec, const std::
                ": the model does not say what passes here, so the number of scales is not known");
   c.image = place == Place::plane;
   c.shift = c.image ? Shape{x[-2], x[-1]} : Shape{x[-1]};
+  if (r.flag("shift_per_head", false)) c.shift = Shape{info.heads, x[-1]};  // the rows of a token
   if (place != Place::tensor) {
     const int channel = spec.is_weight ? -x.ndim() : -1;
     spec.granularity = place == Place::token ? Granularity::token : Granularity::channel;

@@ -27,10 +27,13 @@ std::map<std::string, SlotInfo> slot_info(Module& model) {
 }
 
 std::string substitute(std::string value, const SchemeOptions& o, const std::string& where) {
-  const RuleSettings known = {
-      {"wbits", std::to_string(o.wbits)},         {"abits", std::to_string(o.abits)},
-      {"edge_bits", std::to_string(o.edge_bits)}, {"offset", yes_no(o.offset)},
-      {"learn_bits", yes_no(o.learn_bits)},       {"learn_scale", yes_no(o.learn_scale)}};
+  const RuleSettings known = {{"wbits", std::to_string(o.wbits)},
+                              {"abits", std::to_string(o.abits)},
+                              {"edge_bits", std::to_string(o.edge_bits)},
+                              {"attn_in", o.qk_reparam ? "quant_x_4_qkv" : "qkv"},
+                              {"offset", yes_no(o.offset)},
+                              {"learn_bits", yes_no(o.learn_bits)},
+                              {"learn_scale", yes_no(o.learn_scale)}};
   for (size_t at; (at = value.find("${")) != std::string::npos;) {
     const size_t end = value.find('}', at);
     const std::string name = value.substr(at + 2, end == std::string::npos ? end : end - at - 2);

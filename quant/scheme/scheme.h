@@ -43,6 +43,7 @@ struct SchemeOptions {
   int edge_bits = 8;         ///< first and last layer
   bool offset = false;       ///< VVTQ --use-offset
   bool learn_bits = false, learn_scale = true;
+  bool qk_reparam = false;  ///< the model has OFQ's query-key reparameterization
 };
 
 /// Errors  usage, with the line: unknown keys or values, text outside a section

@@ -220,7 +220,7 @@ void check_layer(Module& model, const GoldenFile& g, const std::string& name, co
     SCOPED_TRACE(n);
     ASSERT_TRUE(ours.count(at + n));
     if (zero_gradients.count(n))
-      expect_close(ours.at(at + n), t, 0, 1e-6, n);
+      expect_close(ours.at(at + n), t, 0, g.atol(), n);
     else
       expect_gradient(ours.at(at + n), t, g, name + "/g_p/" + n);
   }
@@ -279,29 +279,28 @@ TEST(OfqGolden, Mlp) {
 TEST(OfqGolden, Attention) {
   LOWBIT_GOLDEN_OR_SKIP(path, "ofq/attention.safetensors");
   const GoldenFile g(path);
-  int reparameterized = 0;
   for (const auto& [name, settings] : g.cases()) {
-    if (name.starts_with("qkr")) {
-      ++reparameterized;
-      continue;
-    }
     SCOPED_TRACE(name);
+    const bool fused = name.starts_with("qkr");
     Box box;
     Generator random(1);
     const Shape x = g.tensor(name + "/in/x").shape();
     const int64_t heads = settings.at("heads");
     Attention& attn =
         box.hold("blocks.0.attn",
-                 std::make_unique<Attention>(Attention::Options{.width = x[-1], .heads = heads}, random));
+                 std::make_unique<Attention>(
+                     Attention::Options{.width = x[-1], .heads = heads, .qk_reparam = fused}, random));
+    box.infos["blocks.0.attn.qkx"] = {{1, x[1] * heads, x[-1]}, heads};
+    box.infos["blocks.0.attn.qk.weight"] = {{heads * x[-1], x[-1]}};
     for (const char* slot : {"in", "q", "k", "v", "context"})
       box.infos[str_cat("blocks.0.attn.", slot)] = {x, heads};
     box.infos["blocks.0.attn.probs"] = {{1, heads, x[1], x[1]}};
-    install(box, ofq_scheme(bits_of(settings), name.starts_with("lsqboth")));
+    SchemeOptions o = bits_of(settings);
+    o.qk_reparam = fused;
+    install(box, ofq_scheme(o, name.starts_with("lsqboth")));
     check_layer(box, g, name, "blocks.0.attn.", [&](const Variable& v) { return attn(v); },
-                {"move_k_aft.bias"});
+                {"move_k_aft.bias", "move_qkx_aft.bias"});
   }
-  if (reparameterized)
-    std::printf("[  NOTE    ] %d cases with query-key reparameterization are not covered\n", reparameterized);
 }
 
 /// Rows 0, 100 and 223 of [..., 224, 224].
@@ -374,14 +373,17 @@ TEST(OfqGolden, SmallDeit) {
   LOWBIT_GOLDEN_OR_SKIP(path, "ofq/model_small_deit.safetensors");
   const GoldenFile g(path);
   for (const auto& [name, settings] : g.cases()) {
-    if (!name.starts_with("plain")) continue;  // float: tests/nn; qkr: not built
+    if (settings.at("wbits").is_null()) continue;  // float: tests/train
     SCOPED_TRACE(name);
     VitConfig c;
     c.image_size = settings.at("img"), c.patch = settings.at("patch_size"), c.width = settings.at("C");
     c.depth = settings.at("depth"), c.heads = settings.at("H"), c.classes = settings.at("ncls");
     c.distilled = true;
+    c.qk_reparam = name.starts_with("qkr");
     VisionTransformer model(c, 0);
-    Scheme scheme = load_scheme("ofq", bits_of(settings));
+    SchemeOptions o = bits_of(settings);
+    o.qk_reparam = c.qk_reparam;
+    Scheme scheme = load_scheme("ofq", o);
     scheme.rules.push_back({R"(patch_embed\..*)", {{"quantizer", "none"}}});  // float in this file
     install(model, scheme);
     const std::map<std::string, Tensor> theirs = part_of(g, name + "/p/");
@@ -414,7 +416,7 @@ TEST(OfqGolden, SmallDeit) {
     std::map<std::string, Tensor> ours;
     for (const NamedParameter& p : model.parameters()) ours[p.name] = p.parameter->var.grad();
     for (const auto& [n, t] : part_of(g, name + "/g_p/")) {
-      if (n.ends_with("move_k_aft.bias"))  // zero but for rounding
+      if (n.ends_with("move_k_aft.bias") || n.ends_with("move_qkx_aft.bias"))  // zero but for rounding
         expect_close(ours.at(n), t, 0, 1e-6, n);
       else
         expect_close_to_largest(ours.at(n), t, n.ends_with(".s") ? 1e-3 : 1e-4, n);
@@ -422,11 +424,8 @@ TEST(OfqGolden, SmallDeit) {
   }
 }
 
-/// Names and shapes of the published model, the shift of q, k and v in three parts.
-TEST(OfqGolden, CheckpointNames) {
-  LOWBIT_GOLDEN_OR_SKIP(path, "ofq/parameters.json");
-  std::ifstream f(path);
-  const Json list = Json::parse(f).at("models").at("deit_t/plain");
+/// Names and shapes of a published model, the shift of q, k and v in three parts.
+void check_names(const Json& list, const std::string& model_name, bool fused) {
   std::map<std::string, std::string> expected, actual;
   for (const Json& row : list) {
     std::string name = row[0];
@@ -440,10 +439,27 @@ TEST(OfqGolden, CheckpointNames) {
     for (const Json& d : row[1]) text += (text.empty() ? "" : ", ") + std::to_string(d.get<int64_t>());
     expected[name] = "[" + text + "]";
   }
-  VisionTransformer model(vit_config("deit_tiny_distilled_patch16_224"), 0);
-  install(model, load_scheme("ofq"));
+  VitConfig c = vit_config(model_name);
+  c.qk_reparam = fused;
+  VisionTransformer model(c, 0);
+  SchemeOptions o;
+  o.qk_reparam = fused;
+  install(model, load_scheme("ofq", o));
   for (const auto& [name, t] : model.state()) actual[name] = t.shape().str();
   EXPECT_EQ(actual, expected);
+}
+
+TEST(OfqGolden, CheckpointNames) {
+  LOWBIT_GOLDEN_OR_SKIP(path, "ofq/parameters.json");
+  std::ifstream f(path);
+  const Json models = Json::parse(f).at("models");
+  for (const char* size : {"deit_t", "deit_s"})
+    for (const char* form : {"plain", "qkr"}) {
+      SCOPED_TRACE(std::string(size) + "/" + form);
+      const bool tiny = std::string(size) == "deit_t", fused = std::string(form) == "qkr";
+      check_names(models.at(std::string(size) + "/" + form),
+                  tiny ? "deit_tiny_distilled_patch16_224" : "deit_small_distilled_patch16_224", fused);
+    }
 }
 
 }  // namespace

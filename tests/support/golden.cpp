@@ -87,14 +87,24 @@ std::string GoldenFile::meta(const std::string& key, const std::string& fallback
   return it == reader_.metadata().end() ? fallback : it->second;
 }
 
+namespace {
+/// Some files write Infinity, which is not JSON; 1e308 stands for it.
+std::string json_text(std::string text) {
+  constexpr std::string_view kInfinity = "Infinity";
+  for (size_t at; (at = text.find(kInfinity)) != std::string::npos;)
+    text.replace(at, kInfinity.size(), "1e308");
+  return text;
+}
+}  // namespace
+
 nlohmann::json GoldenFile::meta_json(const std::string& key) const {
   LOWBIT_CHECK(has_meta(key), io, "golden", "no metadata ", key);
-  return nlohmann::json::parse(meta(key));
+  return nlohmann::json::parse(json_text(meta(key)));
 }
 
 std::vector<std::pair<std::string, nlohmann::json>> GoldenFile::cases() const {
   LOWBIT_CHECK(has_meta("cases"), io, "golden", "no metadata cases");
-  const auto cases = nlohmann::ordered_json::parse(meta("cases"));
+  const auto cases = nlohmann::ordered_json::parse(json_text(meta("cases")));
   std::vector<std::pair<std::string, nlohmann::json>> r;
   for (const auto& [key, value] : cases.items())
     r.emplace_back(cases.is_array() ? value.at("case").get<std::string>() : key,
