@@ -34,19 +34,28 @@ struct Pass {
   bool at_average;
 
   Counts count(int64_t begin, int64_t end) const {
+    // Bytes may alias anything: the loop is vectorised only when it is told that these do not.
+    const C* __restrict x = code;
+    C* __restrict prev = previous;
+    int8_t* __restrict dir = direction;
+    float* __restrict freq = frequency;
+    const float m = momentum, k = keep;
     int32_t flips = 0, oscillations = 0, oscillating = 0;
 #pragma omp simd reduction(+ : flips, oscillations, oscillating)
     for (int64_t i = begin; i < end; ++i) {
-      const int d = (previous[i] > code[i]) - (previous[i] < code[i]);
-      const int osc = direction[i] * d == -1;
-      const float o = momentum * float(osc) + keep * frequency[i];
-      frequency[i] = o;
-      direction[i] = int8_t(d != 0 ? d : direction[i]);
-      previous[i] = code[i];
-      flips += d != 0, oscillations += osc, oscillating += o > kOscillating;
-      if (total) total[i] += osc;
+      const int32_t d = int32_t(prev[i] > x[i]) - int32_t(prev[i] < x[i]), before = dir[i];
+      const int32_t osc = before * d == -1 ? 1 : 0;
+      const float o = m * float(osc) + k * freq[i];
+      freq[i] = o;
+      dir[i] = int8_t(d != 0 ? d : before);
+      prev[i] = x[i];
+      flips += d != 0 ? 1 : 0, oscillations += osc, oscillating += o > kOscillating ? 1 : 0;
     }
     return {flips, oscillations, oscillating};
+  }
+  void add_totals(int64_t begin, int64_t end) const {
+    for (int64_t i = begin; i < end; ++i)
+      total[i] += direction[i] * ((previous[i] > code[i]) - (previous[i] < code[i])) == -1;
   }
   void hold(int64_t begin, int64_t end) const {
     for (int64_t i = begin; i < end; ++i)
@@ -67,6 +76,7 @@ struct Pass {
       for (int64_t b = first; b < last; ++b) {
         const int64_t begin = b * kBlock, end = std::min(n, begin + kBlock);
         if (frozen) hold(begin, end);
+        if (total) add_totals(begin, end);
         const Counts c = count(begin, end);
         if (frozen) freeze(begin, end);
         flips += c.flips, oscillations += c.oscillations, oscillating += c.oscillating;

@@ -358,11 +358,11 @@ std::string write_comparison(const std::vector<std::string>& entries, const std:
     bars.emplace_back(all.back().name, all.back().top1);
   }
   const Rows rows = comparison_rows(all);
-  const std::string body =
-      table(rows, "numbers") +
-      section("Curves", charts({svg::bars({"Top-1, %", ""}, bars), svg::lines({"Top-1, %", "step"}, top1),
-                                svg::lines({"Training loss", "step"}, loss)})) +
-      section("Runs", links.empty() ? "" : "<ul>\n" + links + "</ul>\n");
+  const std::string body = table(rows, "numbers") +
+                           section("Curves", charts({svg::bars({"Top-1 at the end, %", ""}, bars),
+                                                     svg::lines({"Top-1 over the training, %", "step"}, top1),
+                                                     svg::lines({"Training loss", "step"}, loss)})) +
+                           section("Runs", links.empty() ? "" : "<ul>\n" + links + "</ul>\n");
   write_file_atomic(file, page("Comparison", str_cat(all.size(), " results"), body, false));
   return aligned(rows);
 }

@@ -26,14 +26,15 @@ const char* colour(size_t i) { return kColours[i % std::size(kColours)]; }
 /// Round numbers inside an interval; the interval is widened to round ends unless `exact`.
 struct Ticks {
   double lo, hi, step, first;
-  Ticks(double from, double to, int about, bool exact = false) {
+  Ticks(double from, double to, int about, bool exact = false, double least = 0) {
     if (!(to > from)) {
       const double around = from == 0 ? 1 : 0.1 * std::fabs(from);
-      from -= around, to += around;
+      from = from >= 0 ? std::max(0.0, from - around) : from - around, to += around;
     }
     const double raw = (to - from) / about, power = std::pow(10, std::floor(std::log10(raw)));
     const double m = raw / power;
     step = power * (m <= 1 ? 1 : m <= 2 ? 2 : m <= 5 ? 5 : 10);
+    if (exact) step = std::max(step, least);
     lo = exact ? from : std::floor(from / step + 1e-9) * step;
     hi = exact ? to : std::ceil(to / step - 1e-9) * step;
     first = std::ceil(lo / step - 1e-9) * step;
@@ -45,10 +46,11 @@ struct Ticks {
     if (std::fabs(v) < step * 1e-6) return "0";
     if (size >= 1e6) return format("%.4gM", v / 1e6);
     if (size >= 1e4) return format("%.4gk", v / 1e3);
-    if (size < 1e-3) {
-      std::string s = format("%.3g", v);  // 2e-05 → 2e-5
-      if (const size_t e = s.find("e-0"); e != s.npos) s.erase(e + 2, 1);
-      return s;
+    if (size < 1e-2) {  // 2.0e-04 → 2e-4
+      std::string t = format("%.1e", v);
+      if (const size_t e = t.find("e-0"); e != t.npos) t.erase(e + 2, 1);
+      if (const size_t zero = t.find(".0e"); zero != t.npos) t.erase(zero, 2);
+      return t;
     }
     return format("%.*f", std::max(0, int(std::ceil(-std::log10(step) - 1e-9))), v);
   }
@@ -169,7 +171,7 @@ std::string lines(const Axes& a, const std::vector<Series>& all) {
     series.push_back(std::move(s));
   }
   if (series.empty()) return "";
-  const Plane plane{Ticks(x0, x1, 7, true), Ticks(y0, y1, 5)};
+  const Plane plane{Ticks(x0, x1, 7, true, 1), Ticks(y0, y1, 5)};
   std::string s = begin(kWidth, kHeight, a.title) + plane.draw(a.x);
   std::vector<std::string> names;
   for (size_t i = 0; i < series.size(); ++i) {
@@ -263,7 +265,7 @@ std::string heat_map(const Axes& a, const std::vector<std::string>& rows, const 
   }
   for (const auto& [at, anchor] :
        {std::pair(size_t(0), "start"), {columns / 2, "middle"}, {columns - 1, "end"}}) {
-    if (columns < 3 && at) continue;
+    if ((columns < 3 && anchor[0] == 'm') || (columns < 2 && anchor[0] == 'e')) continue;
     const double where = at == 0             ? left
                          : at == columns - 1 ? kWidth - kRight
                                              : left + width * (double(at) + 0.5);
