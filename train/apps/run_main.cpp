@@ -44,6 +44,10 @@ void apply_switches(const Options& o) {
   Context& c = context();
   if (has("deterministic")) c.determinism = o.flag("deterministic") ? Determinism::strict : Determinism::fast;
   if (has("integer-products")) c.integer_products = o.flag("integer-products");
+  if (has("backward"))
+    c.backward = o.text("backward") == "f32"      ? BackwardProducts::f32
+                 : o.text("backward") == "int8x2" ? BackwardProducts::int8x2
+                                                  : BackwardProducts::int8x3;
   if (has("check-finite")) c.check_finite = o.flag("check-finite");
 }
 
