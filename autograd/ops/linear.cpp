@@ -14,6 +14,7 @@ struct Operand {
   Tensor floats;
   Coded codes;
   bool coded() const { return codes.defined(); }
+  const Tensor& values() const { return coded() ? codes.codes : floats; }
   GemmInput input() const { return coded() ? GemmInput(codes) : GemmInput(floats); }
 };
 
@@ -28,6 +29,9 @@ class SavedOperand {
   }
   GemmInput get(const char* op, int index) const {
     return codes_.defined() ? GemmInput(codes_.get(op, index)) : GemmInput(floats_.get(op, index));
+  }
+  Operand operand(const char* op, int index) const {
+    return codes_.defined() ? Operand{{}, codes_.get(op, index)} : Operand{floats_.get(op, index), {}};
   }
   void release() { codes_.release(), floats_.release(); }
   Tensor peek() const { return codes_.defined() ? codes_.get("", 0).codes : floats_.peek(); }
@@ -63,13 +67,16 @@ Tensor by_heads(const Tensor& t, int64_t heads) {
   return t.packed().reshape({t.size(0), t.size(1), heads, t.size(2) / heads}).permute({0, 2, 1, 3});
 }
 
+bool on_integers(const Operand& a, const Operand& b) {
+  return context().integer_products && a.coded() && b.coded() && coded_gemm_supported(a.input(), b.input());
+}
+
 /// out[.., M, N] = factor · a[.., M, K] · b[.., N, K]ᵀ (+ bias): on integers where both operands are codes.
 void product_nt(Tensor& out, const Operand& a, const Operand& b, const Tensor& bias, double factor) {
-  const GemmInput ai = a.input(), bi = b.input();
-  if (context().integer_products && a.coded() && b.coded() && coded_gemm_supported(ai, bi))
-    coded_gemm(out, ai, bi, bias, factor);
+  if (on_integers(a, b))
+    coded_gemm(out, a.input(), b.input(), bias, factor);
   else
-    gemm(out, ai, bi.t(), bias, factor);
+    gemm(out, a.input(), b.input().t(), bias, factor);
 }
 
 /// out = factor · a · b, the product of a gradient: by digits where the context wants it and b or a is coded.
@@ -88,9 +95,26 @@ Operand transposed(Operand x) {
   return x;
 }
 
+/// Rows of x times wᵀ, plus the bias where there is one, shaped like y.
+Tensor linear_forward(const Operand& x, const Operand& w, const Tensor& bias, const Shape& shape) {
+  Tensor y = Tensor::empty(shape, x.coded() ? DType::f32 : x.floats.dtype(), x.values().device());
+  Tensor rows = flat_rows(y);
+  product_nt(rows, x, w, bias, 1);
+  return y;
+}
+
+/// An integer product is cheap to repeat, and exact: whoever needs its result in backward need not keep it.
 struct LinearNode final : Node {
   SavedOperand x, w;  // [T, K], [N, K]
+  Saved bias;         // where the product replays
+  Shape shape;
+  bool integers = false;
   const char* name() const override { return "linear"; }
+  bool replays() const override { return integers; }
+  Tensor replay() const override {
+    return linear_forward(x.operand(name(), 0), w.operand(name(), 1),
+                          bias.defined() ? bias.get(name(), 2) : Tensor{}, shape);
+  }
   void backward(const Tensor& gy, GradSink& gx) override {
     const Tensor g = flat_rows(gy);  // [T, N]
     if (gx.wants(0)) {
@@ -105,7 +129,7 @@ struct LinearNode final : Node {
     }
     if (gx.wants(2)) gx.add(2, reduce_to(g, {g.size(1)}));
   }
-  void release() override { x.release(), w.release(); }
+  void release() override { x.release(), w.release(), bias.release(); }
   std::vector<Tensor> saved() const override { return {x.peek(), w.peek()}; }
 };
 
@@ -149,10 +173,25 @@ struct ScoresNode final : Node {
   std::vector<Tensor> saved() const override { return {q.peek(), k.peek()}; }
 };
 
+/// p · v of every head, merged: [B, N, H·D].
+Tensor context_forward(const Operand& p, const Operand& v, int64_t heads) {
+  const Tensor& values = p.values();
+  Tensor y = Tensor::empty({values.size(0), values.size(2), heads * v.values().size(3)},
+                           p.coded() ? DType::f32 : values.dtype(), values.device());
+  Tensor window = by_heads(y, heads);
+  product_nt(window, p, transposed(v), {}, 1);
+  return y;
+}
+
 struct ContextNode final : Node {
   SavedOperand p, v;  // [B, H, N, M], [B, H, M, D]
   int64_t heads = 1;
+  bool integers = false;
   const char* name() const override { return "attention_context"; }
+  bool replays() const override { return integers; }
+  Tensor replay() const override {
+    return context_forward(p.operand(name(), 0), v.operand(name(), 1), heads);
+  }
   void backward(const Tensor& gy, GradSink& gx) override {
     const Tensor g = by_heads(gy, heads);  // [B, H, N, D]
     if (gx.wants(0)) {
@@ -181,14 +220,16 @@ Variable linear(const Variable& x, const Variable& w, const Variable& b) {
                "operands must share a dtype (got x=", x.str(), ", weight=", w.str(), ")");
   Shape shape = x.shape();
   shape.set(-1, w.size(0));
-  Tensor y = Tensor::empty(shape, x.dtype(), x.device()), rows = flat_rows(y);
   const Operand xi = operand(x, flat_rows), wi = operand(w, [](const Tensor&t) { return t; });
-  product_nt(rows, xi, wi, b.defined() ? b.data().packed() : Tensor{}, 1);
+  const Tensor bias = b.defined() ? b.data().packed() : Tensor{};
+  Tensor y = linear_forward(xi, wi, bias, shape);
   std::shared_ptr<LinearNode> node;
   if (needs_grad({x, w, b})) {
     node = std::make_shared<LinearNode>();
-    if (w.requires_grad()) node->x.set(xi);
-    if (x.requires_grad()) node->w.set(wi);
+    node->shape = shape, node->integers = on_integers(xi, wi);
+    if (w.requires_grad() || node->integers) node->x.set(xi);
+    if (x.requires_grad() || node->integers) node->w.set(wi);
+    if (bias.defined() && node->integers) node->bias.set(bias);
   }
   return record(std::move(y), std::move(node), {x, w, b});
 }
@@ -238,13 +279,11 @@ Variable attention_context(const Variable& p, const Variable& v, int64_t heads) 
                ")");
   const Operand pi = operand(p, [](const Tensor& t) { return t; });
   const Operand vi = operand(v, [heads](const Tensor& t) { return by_heads(t, heads); });  // [B, H, M, D]
-  Tensor y = Tensor::empty({p.size(0), p.size(2), v.size(2)}, p.dtype(), p.device()),
-         window = by_heads(y, heads);
-  product_nt(window, pi, transposed(vi), {}, 1);
+  Tensor y = context_forward(pi, vi, heads);
   std::shared_ptr<ContextNode> node;
   if (needs_grad({p, v})) {
     node = std::make_shared<ContextNode>();
-    node->p.set(pi), node->v.set(vi), node->heads = heads;
+    node->p.set(pi), node->v.set(vi), node->heads = heads, node->integers = on_integers(pi, transposed(vi));
   }
   return record(std::move(y), std::move(node), {p, v});
 }

@@ -25,7 +25,7 @@ struct UnaryNode final : Node {
   const char* op;
   const KernelSlot<UnaryFwdArgs<F>>* forward;
   const KernelSlot<UnaryBwdArgs<F>>* kernel;
-  Saved value;
+  SavedValue value;
   UnaryNode(F functor, const char* name, const KernelSlot<UnaryFwdArgs<F>>* fwd,
             const KernelSlot<UnaryBwdArgs<F>>* bwd)
       : f(functor), op(name), forward(fwd), kernel(bwd) {}
@@ -33,13 +33,13 @@ struct UnaryNode final : Node {
   void backward(const Tensor& gy, GradSink& gx) override {
     if (!gx.wants(0)) return;
     Tensor dx = gx.alloc(0);
-    const View saved = F::saves == Saves::nothing ? View{} : value.get(op, 0).view();
-    (*kernel)({f, dx.mutable_view(), gy.view(), saved}, gy.device());
+    const Tensor saved = F::saves == Saves::nothing ? Tensor{} : value.get(op, 0);
+    (*kernel)({f, dx.mutable_view(), gy.view(), saved.view()}, gy.device());
     gx.add(0, dx);
   }
   bool replays() const override { return F::saves == Saves::input; }
   Tensor replay() const override {
-    const Tensor& x = value.get(op, 0);
+    const Tensor x = value.get(op, 0);
     Tensor y = Tensor::empty(x.shape(), x.dtype(), x.device());
     (*forward)({f, y.mutable_view(), x.view()}, x.device());
     return y;
@@ -56,8 +56,8 @@ Variable unary(const char* op, F f, const KernelSlot<UnaryFwdArgs<F>>& fwd,
   Tensor y = Tensor::empty(x.shape(), x.dtype(), x.device());
   fwd({f, y.mutable_view(), x.view()}, x.device());
   auto node = std::make_shared<UnaryNode<F>>(f, op, &fwd, &bwd);
-  if (F::saves == Saves::input) node->value.set(x);
-  if (F::saves == Saves::output) node->value.set(y);
+  if (F::saves == Saves::input) node->value.set(v);
+  if (F::saves == Saves::output) node->value.set(Variable(y));
   return record(y, node, {v});
 }
 
