@@ -14,6 +14,7 @@ int run_inspect(const Options& o, const std::vector<std::string>& command_line);
 int run_diff(const Options& o, const std::vector<std::string>& command_line);
 int run_convert(const Options& o, const std::vector<std::string>& command_line);
 int run_report(const Options& o, const std::vector<std::string>& command_line);
+int run_labels(const Options& o, const std::vector<std::string>& command_line);
 int run_bench(const Options& o, const std::vector<std::string>& command_line);
 
 }  // namespace lowbit

@@ -140,7 +140,8 @@ constexpr Rename kRenames[] = {
 constexpr std::string_view kIgnored[] = {"relative_position_index", "attn_mask", "position_ids",
                                          "num_batches_tracked"};
 constexpr std::string_view kFused = ".attn.qkv.",
-                           kParts[] = {".attn.proj_q.", ".attn.proj_k.", ".attn.proj_v."};
+                           kParts[] = {".attn.proj_q.", ".attn.proj_k.", ".attn.proj_v."},
+                           kReparameterized[] = {".attn.q.", ".attn.k.", ".attn.v."};
 
 std::string replaced(const std::string& s, std::string_view from, std::string_view to) {
   const size_t at = s.find(from);
@@ -214,15 +215,19 @@ class Matcher {
     return false;
   }
 
-  /// blocks.0.attn.qkv.weight of the file → proj_q, proj_k, proj_v of the model.
+  /// blocks.0.attn.qkv.weight of the file → proj_q, proj_k, proj_v of the model, or q, k, v of one with
+  /// query-key reparameterization, which has no biases of q and k.
   bool split(const std::string& name, const Tensor& t) {
     if (name.find(kFused) == std::string::npos || t.ndim() < 1 || t.size(0) % 3 != 0) return false;
     const int64_t rows = t.size(0) / 3;
-    for (std::string_view part : kParts)
-      if (!model_.count(replaced(name, kFused, part))) return false;
-    for (int i = 0; i < 3; ++i)
-      take(replaced(name, kFused, kParts[i]), t.slice(0, i * rows, (i + 1) * rows).packed(), name);
-    return true;
+    for (const auto& parts : {kParts, kReparameterized}) {
+      if (!model_.count(replaced(name, kFused, parts[2]))) continue;
+      for (int i = 0; i < 3; ++i)
+        if (const std::string to = replaced(name, kFused, parts[i]); model_.count(to))
+          take(to, t.slice(0, i * rows, (i + 1) * rows).packed(), name);
+      return true;
+    }
+    return false;
   }
 
   /// proj_q, proj_k, proj_v of the file → attn.qkv of the model.

@@ -31,8 +31,9 @@ enum VerbMask : unsigned {
   kConvert = 16,
   kBench = 32,
   kReport = 64,
+  kLabels = 128,
   kRunVerbs = kTrain | kEval,
-  kAllVerbs = 127
+  kAllVerbs = 255
 };
 
 struct OptionDetail {

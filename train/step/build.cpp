@@ -6,6 +6,7 @@
 
 #include "data/core/synthetic.h"
 #include "data/image/image_folder.h"
+#include "data/soft_label/replay_dataset.h"
 #include "quant/scheme/scheme.h"
 
 namespace lowbit {
@@ -75,7 +76,11 @@ TransformOptions train_transform(const Options& o, const VitConfig& c) {
   TransformOptions t;
   t.size = int(c.image_size);
   t.interpolation = interpolation(o.text("train-interpolation"));
-  t.flip = o.real("hflip");
+  t.flip = o.real("hflip"), t.flip_vertical = o.real("vflip");
+  if (!o.text("aa").empty())
+    t.rand_augment = RandAugmentPolicy::parse(o.text("aa"));
+  else
+    t.color_jitter = o.real("color-jitter");
   if (o.text("augment") == "pad") {
     t.geometry = Geometry::random_crop;
     t.pad = int(o.integer("pad"));
@@ -92,6 +97,60 @@ TransformOptions train_transform(const Options& o, const VitConfig& c) {
   return t;
 }
 
+BatchAugmentOptions batch_augment(const Options& o, const VitConfig& c) {
+  using Mode = MixupOptions::Mode;
+  BatchAugmentOptions b;
+  b.mixup.mixup = o.real("mixup"), b.mixup.cutmix = o.real("cutmix");
+  if (const std::vector<double> range = o.reals("cutmix-minmax"); !range.empty()) {
+    LOWBIT_CHECK(range.size() == 2 && range[0] < range[1], usage, "lowbit",
+                 "--cutmix-minmax takes two numbers LO,HI with LO < HI");
+    b.mixup.minmax = {range[0], range[1]};
+  }
+  b.mixup.probability = o.real("mixup-prob"), b.mixup.switch_probability = o.real("mixup-switch-prob");
+  const std::string& mode = o.text("mixup-mode");
+  b.mixup.mode = mode == "batch"  ? Mode::batch
+                 : mode == "pair" ? Mode::pair
+                 : mode == "elem" ? Mode::elem
+                                  : Mode::half;
+  b.mixup_off_epoch = o.integer("mixup-off-epoch");
+  b.erasing.probability = o.real("reprob"), b.erasing.count = int(o.integer("recount"));
+  const std::string& fill = o.text("remode");
+  b.erasing.mode = fill == "const"  ? ErasingOptions::Mode::constant
+                   : fill == "rand" ? ErasingOptions::Mode::channel
+                                    : ErasingOptions::Mode::pixel;
+  b.smoothing = o.real("smoothing"), b.classes = c.classes, b.seed = uint64_t(o.integer("seed"));
+  TransformOptions t;
+  statistics(o, c, t);
+  b.normalization = t.normalization;
+  return b;
+}
+
+/// The training images as the options want them: with stored labels and crops, to be mixed and erased, or
+/// plain.
+std::shared_ptr<const Dataset> training_images(const Options& o, const VitConfig& c, ImageList list,
+                                               DataSets& d) {
+  const BatchAugmentOptions b = batch_augment(o, c);
+  if (o.text("soft-labels").empty()) {
+    if (b.on()) d.augment = std::make_shared<BatchAugment>(b);
+    return std::make_shared<ImageDataset>(
+        std::move(list), train_transform(o, c), Decoder::auto_,
+        b.on() ? ImageDataset::Form::pixels : ImageDataset::Form::normalized);
+  }
+  LOWBIT_CHECK(
+      !b.on() && o.text("aa").empty(), usage, "lowbit",
+      "--soft-labels belong to stored crops as they are: no --mixup, --cutmix, --reprob, --aa with them");
+  ReplayOptions r;
+  r.crops = o.integer("crops"), r.size = int(c.image_size), r.classes = c.classes;
+  r.filter = o.text("train-interpolation") == "bicubic" && o.given("train-interpolation") ? Filter::bicubic
+                                                                                          : Filter::bilinear;
+  r.normalization = b.normalization;
+  r.renormalize = o.text("soft-label-type") == "marginal_renorm";
+  std::shared_ptr<const LabelStore> labels = open_labels(o.text("soft-labels"));
+  d.description += str_cat(soft_label_name(labels->type(), labels->ids_each()), " soft labels, ", r.crops,
+                           " crops a visit, ");
+  return std::make_shared<ReplayDataset>(std::move(list), std::move(labels), r);
+}
+
 /// Number of the first validation image: the same however many images are trained on.
 constexpr int64_t kSyntheticValidation = 1'000'000'000;
 
@@ -101,6 +160,10 @@ void open_synthetic(const Options& o, const VitConfig& c, bool with_train, DataS
   s.samples = with_train ? std::max<int64_t>(o.integer("limit-train"), 0) : 0;
   if (s.samples == 0) s.samples = 1024;
   const int64_t validation = o.integer("limit-val") > 0 ? o.integer("limit-val") : 256;
+  LOWBIT_CHECK(
+      !with_train || (!batch_augment(o, c).on() && o.text("soft-labels").empty() && o.text("aa").empty()),
+      usage, "lowbit",
+      "--synthetic images are not augmented: leave out --aa, --mixup, --cutmix, --reprob and --soft-labels");
   if (with_train) d.train = std::make_shared<SyntheticDataset>(s);
   s.first = kSyntheticValidation, s.samples = validation;
   d.val = std::make_shared<SyntheticDataset>(s);
@@ -110,9 +173,9 @@ void open_synthetic(const Options& o, const VitConfig& c, bool with_train, DataS
 
 bool is_head(const std::string& name) { return name.starts_with("head.") || name.starts_with("head_dist."); }
 
-constexpr const char* kSavedOptions[] = {"model",     "image-size", "patch-size", "embed-dim",    "depth",
-                                         "heads",     "mlp-ratio",  "wbits",      "abits",        "edge-bits",
-                                         "quantizer", "use-offset", "crop-pct",   "interpolation"};
+constexpr const char* kSavedOptions[] = {
+    "model", "image-size", "patch-size", "embed-dim",  "depth",      "heads",    "mlp-ratio",    "wbits",
+    "abits", "edge-bits",  "quantizer",  "use-offset", "qk-reparam", "crop-pct", "interpolation"};
 constexpr const char* kPrefix = "lowbit.";
 
 }  // namespace
@@ -128,6 +191,7 @@ VitConfig model_config(const Options& o, int64_t classes) {
   take("depth", c.depth);
   take("heads", c.heads);
   if (o.real("mlp-ratio") > 0) c.mlp_ratio = o.real("mlp-ratio");
+  c.qk_reparam = o.flag("qk-reparam");
   if (classes > 0) c.classes = classes;
   LOWBIT_CHECK(c.width % c.heads == 0, usage, o.verb().name, "--heads must divide the width (got ", c.heads,
                " heads, --embed-dim ", c.width, ")");
@@ -151,16 +215,40 @@ DataSets open_data(const Options& o, const VitConfig& c, bool with_train) {
     if (with_train) {
       ImageList train = open_image_split(o.text("data"), o.text("train-split"));
       d.description += str_cat(train.size(), " training and ");
-      d.train = std::make_shared<ImageDataset>(std::move(train), train_transform(o, c));
+      VitConfig trained = c;
+      trained.classes = o.integer("num-classes") > 0 ? o.integer("num-classes") : d.classes;
+      d.train = training_images(o, trained, std::move(train), d);
     }
     d.description += str_cat(val.size(), " validation images");
     d.val = std::make_shared<ImageDataset>(std::move(val), eval_transform(o, c));
   }
-  if (d.train)
+  if (d.train && o.integer("aug-repeats") > 0) {
+    LOWBIT_CHECK(o.integer("limit-train") == 0, usage, "lowbit",
+                 "--aug-repeats does not go with --limit-train");
+    d.train_order = std::make_shared<RepeatedSampler>(d.train->size(), o.integer("aug-repeats"),
+                                                      uint64_t(o.integer("seed")));
+  } else if (d.train)
     d.train_order = std::make_shared<ShuffledSubset>(spread(d.train->size(), o.integer("limit-train")),
                                                      uint64_t(o.integer("seed")));
   d.val_order = std::make_shared<ListSampler>(spread(d.val->size(), o.integer("limit-val")));
   return d;
+}
+
+void prepare_batch(Loader::Batch& b, const BatchAugment* augment, int64_t epoch, Device device) {
+  if (augment) {
+    const BatchAugment::Result r = (*augment)(b.fields[0], b.fields[1], epoch, b.index);
+    b.fields = {r.images.to(device), b.fields[1].slice(0, 0, r.images.size(0)).to(device)};
+    if (r.targets.defined()) b.fields.push_back(r.targets.to(device));
+  } else if (b.fields.size() > 2) {
+    const Shape images = b.fields[0].shape();
+    const int64_t crops = images[1], n = images[0] * crops;
+    const std::vector<int64_t> labels = b.fields[1].to_vector<int64_t>();
+    std::vector<int64_t> each;
+    for (const int64_t label : labels) each.insert(each.end(), size_t(crops), label);
+    b.fields = {b.fields[0].reshape({n, images[2], images[3], images[4]}),
+                Tensor::from(std::span<const int64_t>(each), {n}, device),
+                b.fields[2].reshape({n, b.fields[2].size(-1)})};
+  }
 }
 
 StringMap saved_settings(const WeightFile& file) {

@@ -5,8 +5,9 @@
 #include <string>
 #include <vector>
 
-#include "data/core/dataset.h"
+#include "data/core/loader.h"
 #include "data/core/sampler.h"
+#include "data/image/batch_augment.h"
 #include "nn/models/vit.h"
 #include "train/checkpoint/weights.h"
 #include "train/config/options.h"
@@ -16,6 +17,7 @@ namespace lowbit {
 struct DataSets {
   std::shared_ptr<const Dataset> train, val;              ///< train is null when it was not asked for
   std::shared_ptr<const Sampler> train_order, val_order;  ///< --limit-train and --limit-val applied
+  std::shared_ptr<const BatchAugment> augment;  ///< what the trainer does to whole batches; null: nothing
   int64_t classes = 0;
   std::string description;  ///< one line for the log
 };
@@ -27,6 +29,10 @@ VitConfig model_config(const Options& o, int64_t classes);
 /// Opens --data (or --synthetic) with the transforms that the options and the model's input statistics name.
 /// `with_train`: the training split too. Errors  usage: neither --data nor --synthetic; io: folders, files
 DataSets open_data(const Options& o, const VitConfig& c, bool with_train);
+
+/// Mixes and erases where `augment` says so, and puts the crops of an image side by side as images: fields
+/// become images f32 [N, 3, S, S], labels [N] and, where labels are soft, targets [N, classes].
+void prepare_batch(Loader::Batch& b, const BatchAugment* augment, int64_t epoch, Device device);
 
 /// What a weight file says about the model it was saved from: options by name. Files of other programs say
 /// nothing; the number of classes then comes from the rows of `head.weight`.

@@ -11,6 +11,7 @@ Report quantize(VisionTransformer& model, const Options& o) {
   s.edge_bits = int(o.integer("edge-bits"));
   if (s.wbits == 32 && s.abits == 32) return {};
   s.offset = o.flag("use-offset");
+  s.qk_reparam = o.flag("qk-reparam");
   if (find_option("fixed-scale", o.verb().mask)) s.learn_scale = !o.flag("fixed-scale");
   return install(model, load_scheme(o.text("quantizer"), s));
 }
@@ -37,8 +38,9 @@ void calibrate(VisionTransformer& model, const Options& o, const DataSets& data,
   l.device = model.device();
   Loader loader(images, order, l);
   loader.start(0);
-  const auto batch = loader.next();
+  auto batch = loader.next();
   LOWBIT_ASSERT(batch);
+  prepare_batch(*batch, data.train ? data.augment.get() : nullptr, 0, model.device());
   const bool was_training = model.training();
   model.eval();
   {

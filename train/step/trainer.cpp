@@ -97,6 +97,7 @@ Trainer::Trainer(const Options& o, VisionTransformer& model, VisionTransformer* 
       optimizer_(arena_, optimizer_options(o)),
       schedule_(schedule_options(
           o, data.train_order->size() / (o.integer("batch-size") * o.integer("accumulate")))),
+      augment_(data.augment),
       train_(data.train, data.train_order, loader_options(o, o.integer("batch-size"), true)),
       val_(data.val, data.val_order, loader_options(o, eval_batch(o), false)),
       monitor_(model, o.flag("track-oscillation"), log),
@@ -211,13 +212,17 @@ double Trainer::rate() const {
 Variable Trainer::loss(const Loader::Batch& b, Variable& logits) {
   const Variable images(b.fields[0]);
   const Tensor& labels = b.fields[1];
+  const Tensor targets = b.fields.size() > 2 ? b.fields[2] : Tensor{};
   const VisionTransformer::Heads h = model_.heads(images);
   logits = h.cls;
   const double smoothing = o_.real("smoothing");
-  Variable base = cross_entropy(h.cls, labels, smoothing);
+  const auto classified = [&](const Variable& scores) {
+    return targets.defined() ? soft_cross_entropy(scores, targets) : cross_entropy(scores, labels, smoothing);
+  };
+  Variable base = classified(h.cls);
   if (!teacher_) {
     // Without a teacher both heads learn the labels.
-    return h.dist.defined() ? scale(add(base, cross_entropy(h.dist, labels, smoothing)), 0.5) : base;
+    return h.dist.defined() ? scale(add(base, classified(h.dist)), 0.5) : base;
   }
   Tensor target;
   {
@@ -332,6 +337,7 @@ Trainer::Pass Trainer::train_epoch(const StopRequest& stop) {
       auto batch = train_.next();
       LOWBIT_ASSERT(batch);
       waited += now() - asked;
+      prepare_batch(*batch, augment_.get(), epoch_, model_.device());
       if (accumulate_ > 1)  // a batch is valid until the next one is taken
         for (Tensor& field : batch->fields) field = field.clone();
       parts.push_back(std::move(*batch));

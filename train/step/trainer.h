@@ -75,6 +75,7 @@ class Trainer {
   Optimizer optimizer_;
   std::optional<Ema> ema_;
   Schedule schedule_;
+  std::shared_ptr<const BatchAugment> augment_;
   Loader train_, val_;
   std::optional<RunCheckpoints> checkpoints_;
   std::optional<RunLog> run_log_;

@@ -248,5 +248,36 @@ TEST_F(BadInputTest, Devices) {
   EXPECT_NE(r.err.find("lowbit: running on the CPU: " + why + "\n"), std::string::npos) << r.err;
 }
 
+TEST_F(BadInputTest, AugmentationAndSoftLabels) {
+  expect_refused(train_folder({"--aa", "augmix"}), 2, {"policy must begin with rand", "rand-m9"});
+  expect_refused(train_folder({"--cutmix-minmax", "0.5"}), 2, {"--cutmix-minmax takes two numbers"});
+  expect_refused(train_folder({"--soft-labels", dir / "none"}), 3, {"none"});
+  expect_refused(train_folder({"--soft-labels", data, "--mixup", "1"}), 2, {"--soft-labels", "--mixup"});
+  expect_refused(train_folder({"--soft-labels", data}), 3, {"no label files"});
+  expect_refused(train({"--synthetic", "--mixup", "1"}), 2, {"--synthetic images are not augmented"});
+  expect_refused({"labels", "pack", data}, 2, {"pack takes FOLDER OUT"});
+  expect_refused({"labels", "count", data}, 2, {"info, verify or pack"});
+  expect_refused({"labels", "verify", data + "/train/class0/0.bmp"}, 3, {"not a packed label file"});
+}
+
+/// Not a mistake: every augmentation at once, the same bits however many threads load.
+TEST_F(BadInputTest, AugmentedTrainingDoesNotDependOnWorkers) {
+  const Words all = {"--aa",          "rand-m9-mstd0.5-inc1",
+                     "--mixup",       "0.8",
+                     "--cutmix",      "1",
+                     "--mixup-mode",  "elem",
+                     "--reprob",      "0.5",
+                     "--vflip",       "0.5",
+                     "--aug-repeats", "2"};
+  for (const char* workers : {"0", "3"}) {
+    const Outcome r =
+        lowbit_run(Words{"train", "--output", runs, "--run", workers, "--epochs", "2", "--warmup-epochs", "0",
+                         "--batch-size", "4", "--data", data, "--workers", workers} +
+                   tiny_model() + all);
+    ASSERT_EQ(r.code, 0) << r.err;
+  }
+  EXPECT_EQ(lowbit_run({"diff", runs + "/0", runs + "/3"}).code, 0);
+}
+
 }  // namespace
 }  // namespace lowbit::test

@@ -53,6 +53,23 @@ TEST(Weights, FusedAndSplitAttentionConvertBothWays) {
   EXPECT_THAT(m.unexpected, ElementsAre("blocks.0.attn.proj_q.bias", "blocks.0.attn.proj_v.bias"));
 }
 
+TEST(Weights, FusedAttentionFillsAReparameterizedOne) {
+  const TensorMap fused = attention(false);
+  const Tensor all = fused.at("blocks.0.attn.qkv.weight"), bias = fused.at("blocks.0.attn.qkv.bias");
+  const int64_t rows = all.size(0) / 3;
+  TensorMap model;
+  for (const char* part : {"q", "k", "v"})
+    model[std::string("blocks.0.attn.") + part + ".weight"] = Tensor::zeros({rows, all.size(1)});
+  model["blocks.0.attn.v.bias"] = Tensor::zeros({rows});
+  const WeightMatch m = match_weights(model, file_of(fused));
+  EXPECT_TRUE(m.missing.empty());
+  EXPECT_TRUE(m.unexpected.empty());
+  for (int i = 0; i < 3; ++i)
+    EXPECT_TRUE(equal_bits(m.matched.at(std::string("blocks.0.attn.") + "qkv"[i] + ".weight"),
+                           all.slice(0, i * rows, (i + 1) * rows).packed()));
+  EXPECT_TRUE(equal_bits(m.matched.at("blocks.0.attn.v.bias"), bias.slice(0, 2 * rows, 3 * rows).packed()));
+}
+
 TEST(Weights, ReportsEveryProblemAtOnce) {
   const TensorMap model = {{"a", Tensor::zeros({2})}, {"b", Tensor::zeros({3})}, {"c", Tensor::zeros({1})}};
   const WeightMatch m = match_weights(
