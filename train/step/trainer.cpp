@@ -108,6 +108,11 @@ Trainer::Trainer(const Options& o, VisionTransformer& model, VisionTransformer* 
                "an epoch needs at least one step: lower --batch-size or --accumulate (got ",
                data.train_order->size(), " training images, batches of ", o.integer("batch-size"), ", ",
                accumulate_, " a step)");
+  if (o.real("cga-range") > 0) {
+    annealing_.emplace(model, o.real("cga-range"));
+    LOWBIT_CHECK(!annealing_->empty(), usage, "lowbit",
+                 "--cga-range needs weights of 2 to 7 bits with a quantizer (--wbits)");
+  }
   if (o.flag("model-ema")) ema_.emplace(arena_, model.state(), o.real("model-ema-decay"));
   model_.recompute_blocks = o.flag("recompute");
   context().generator = Generator(uint64_t(o.integer("seed")), 1);
@@ -284,10 +289,12 @@ void Trainer::step(const std::vector<Loader::Batch>& parts) {
       scale(l, 1.0 / double(accumulate_)).backward();
   }
   monitor_.after_backward(step_ + 1, arena_);
+  if (annealing_) annealing_->before_update();
   if (o_.real("clip-grad") > 0)
     clip_gradients(arena_, clip_mode(o_.text("clip-mode")), o_.real("clip-grad"), 2);
   progress_.lr = rate();
   optimizer_.step(progress_.lr);
+  if (annealing_) annealing_->after_update();
   if (ema_) ema_->update();
   ++step_, ++step_in_epoch_;
   monitor_.after_update(step_);
@@ -312,6 +319,7 @@ void Trainer::report_step(double seconds, double waited) {
                {"img_per_s", double(progress_.batch) / seconds},
                {"data_wait", waited},
                {"mem_mib", resident_mib()}};
+  if (annealing_) m.emplace_back("cga/free_share", annealing_->free_share());
   for (auto& metric : monitor_.metrics()) m.push_back(std::move(metric));
   run_log_->event(step_, epoch_, "train", m);
   refresh_report(true);

@@ -8,6 +8,7 @@
 
 #include "data/core/loader.h"
 #include "nn/models/vit.h"
+#include "quant/annealing.h"
 #include "train/checkpoint/state.h"
 #include "train/metrics/log.h"
 #include "train/metrics/progress.h"
@@ -74,6 +75,7 @@ class Trainer {
   ParameterArena arena_;
   Optimizer optimizer_;
   std::optional<Ema> ema_;
+  std::optional<ConfidenceAnnealing> annealing_;
   Schedule schedule_;
   std::shared_ptr<const BatchAugment> augment_;
   Loader train_, val_;
