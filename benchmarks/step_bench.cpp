@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "nn/models/factory.h"
 #include "quant/scheme/scheme.h"
 #include "tensor/core/thread_pool.h"
 #include "train/apps/run_main.h"
@@ -46,7 +47,8 @@ int run(const std::vector<std::string>& args) {
                            {"W4A4 lsq, recompute", "lsq", true},
                            {"W4A4 vvtq", "vvtq", false}}) {
     if (!only.empty() && only != v.name) continue;
-    VisionTransformer model(vit_config(model_name), 0);
+    const auto built = plan_model(model_name, {}).build(0);
+    ImageModel& model = *built;
     if (v.scheme) install(model, load_scheme(v.scheme, {}));
     model.recompute_blocks = v.recompute;
     const StepTiming t = time_steps(model, batch, seconds);

@@ -1,45 +1,10 @@
 #include "autograd/ops/linear.h"
 
-#include "autograd/core/node.h"
+#include "autograd/ops/operand.h"
 #include "autograd/ops/reduce.h"
-#include "tensor/core/context.h"
-#include "tensor/engine/gemm.h"
-#include "tensor/engine/gemm_int8.h"
 
 namespace lowbit {
 namespace {
-
-/// One operand of a product: codes where it has them, floats otherwise.
-struct Operand {
-  Tensor floats;
-  Coded codes;
-  bool coded() const { return codes.defined(); }
-  const Tensor& values() const { return coded() ? codes.codes : floats; }
-  GemmInput input() const { return coded() ? GemmInput(codes) : GemmInput(floats); }
-};
-
-/// The same, kept for backward.
-class SavedOperand {
- public:
-  void set(const Operand& x) {
-    if (x.coded())
-      codes_.set(x.codes);
-    else
-      floats_.set(x.floats);
-  }
-  GemmInput get(const char* op, int index) const {
-    return codes_.defined() ? GemmInput(codes_.get(op, index)) : GemmInput(floats_.get(op, index));
-  }
-  Operand operand(const char* op, int index) const {
-    return codes_.defined() ? Operand{{}, codes_.get(op, index)} : Operand{floats_.get(op, index), {}};
-  }
-  void release() { codes_.release(), floats_.release(); }
-  Tensor peek() const { return codes_.defined() ? codes_.get("", 0).codes : floats_.peek(); }
-
- private:
-  Saved floats_;
-  SavedCodes codes_;
-};
 
 /// Applies a view to the values of a variable. Codes stay codes unless their scale or offset runs along the
 /// last dimension, which a view by heads would split.
@@ -65,24 +30,6 @@ Tensor flat_rows(const Tensor& t) {
 /// [B, N, H·D] seen as [B, H, N, D].
 Tensor by_heads(const Tensor& t, int64_t heads) {
   return t.packed().reshape({t.size(0), t.size(1), heads, t.size(2) / heads}).permute({0, 2, 1, 3});
-}
-
-bool on_integers(const Operand& a, const Operand& b) {
-  return context().integer_products && a.coded() && b.coded() && coded_gemm_supported(a.input(), b.input());
-}
-
-/// out[.., M, N] = factor · a[.., M, K] · b[.., N, K]ᵀ (+ bias): on integers where both operands are codes.
-void product_nt(Tensor& out, const Operand& a, const Operand& b, const Tensor& bias, double factor) {
-  if (on_integers(a, b))
-    coded_gemm(out, a.input(), b.input(), bias, factor);
-  else
-    gemm(out, a.input(), b.input().t(), bias, factor);
-}
-
-/// out = factor · a · b, the product of a gradient: by digits where the context wants it and b or a is coded.
-void gradient_product(Tensor& out, const GemmInput& a, const GemmInput& b, double factor = 1) {
-  constexpr int digits[] = {0, 2, 3};  // by BackwardProducts
-  gemm(out, a, b, {}, factor, 0, digits[int(context().backward)]);
 }
 
 Operand transposed(Operand x) {

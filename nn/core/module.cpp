@@ -1,7 +1,5 @@
 #include "nn/core/module.h"
 
-#include <set>
-
 #include "tensor/core/error.h"
 
 namespace lowbit {
@@ -44,6 +42,12 @@ Tensor& Module::buffer(std::string_view name, Tensor init) {
   return buffers_.emplace_back(std::move(init));
 }
 
+Tensor& Module::optional_buffer(std::string_view name, Tensor init) {
+  Tensor& t = buffer(name, std::move(init));
+  members_.back().optional = true;
+  return t;
+}
+
 Slot& Module::slot(std::string_view name) {
   members_.push_back({Member::slot, std::string(name), slots_.size()});
   return slots_.emplace_back();
@@ -64,6 +68,12 @@ std::string state_prefix(std::string prefix, std::string_view name) {
   return join_name(prefix, std::string(name));
 }
 }  // namespace
+
+void Module::alias(std::string_view name, const Module& child) {
+  for (const std::shared_ptr<Module>& m : std::vector(children_))
+    if (m.get() == &child) return add_child(name, m);
+  fail(ErrorKind::value, "module", str_cat("no child has the second name '", name, "'"));
+}
 
 void Module::visit(const std::string& prefix, const std::function<void(const std::string&, Module&)>& enter,
                    const std::function<void(const std::string&, Module&, const Member&)>& member) {
@@ -106,14 +116,23 @@ std::map<std::string, Tensor> Module::state() {
   return all;
 }
 
+std::set<std::string> Module::optional_state() {
+  std::set<std::string> all;
+  visit("", nullptr, [&](const std::string& prefix, Module&, const Member& m) {
+    if (m.optional) all.insert(join_name(prefix, m.name));
+  });
+  return all;
+}
+
 LoadReport Module::load(const std::map<std::string, Tensor>& s, bool strict) {
   LoadReport report;
   std::map<std::string, Tensor> own = state();
+  const std::set<std::string> optional = optional_state();
   for (const auto& [name, t] : own) {
     const auto it = s.find(name);
-    if (it == s.end())
-      report.missing.push_back(name);
-    else if (it->second.shape() != t.shape())
+    if (it == s.end()) {
+      if (!optional.contains(name)) report.missing.push_back(name);
+    } else if (it->second.shape() != t.shape())
       report.mismatched.push_back(
           str_cat(name, ": file ", it->second.shape().str(), ", model ", t.shape().str()));
   }
@@ -145,8 +164,10 @@ Device Module::device() {
 
 std::vector<NamedSlot> Module::slots() {
   std::vector<NamedSlot> all;
+  std::set<const Slot*> seen;
   visit("", nullptr, [&](const std::string& prefix, Module& owner, const Member& m) {
-    if (m.kind == Member::slot) all.push_back({join_name(prefix, m.name), &owner.slots_[m.index]});
+    if (m.kind == Member::slot && seen.insert(&owner.slots_[m.index]).second)
+      all.push_back({join_name(prefix, m.name), &owner.slots_[m.index]});
   });
   return all;
 }

@@ -6,6 +6,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <set>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -55,11 +56,14 @@ class Module {
   parameters();  ///< recursive, declaration order; a shared module once, under its first name
   std::map<std::string, Tensor> state();  ///< parameters and buffers; the tensors share memory with the model
   /// Copies values by name. strict: throws Error(io) listing every missing, unexpected and mismatched name.
+  /// Optional buffers may be missing.
   LoadReport load(const std::map<std::string, Tensor>& s, bool strict = true);
   /// Moves parameters and buffers of this and all modules below, slot contents included; gradients are
   /// forgotten. Before an arena or an average refers to them.
   void to(Device d);
   Device device();  ///< of the first parameter
+  /// Names in state() that a checkpoint may lack.
+  std::set<std::string> optional_state();
   std::vector<NamedSlot> slots();
   std::vector<std::pair<std::string, Module*>>
   modules();  ///< this ("") and all below, slot contents included
@@ -70,6 +74,8 @@ class Module {
   /// References stay valid for the life of the module.
   Variable& param(std::string_view name, Tensor init, bool decay = true);
   Tensor& buffer(std::string_view name, Tensor init);
+  /// A buffer that a checkpoint may lack: tables that follow from the configuration, counters.
+  Tensor& optional_buffer(std::string_view name, Tensor init);
   Slot& slot(std::string_view name);
   template <class M>
   M& child(std::string_view name, std::unique_ptr<M> m) {
@@ -77,6 +83,8 @@ class Module {
     add_child(name, std::move(m));
     return r;
   }
+  /// A second name of a child: its state appears under both, its parameters and slots under the first.
+  void alias(std::string_view name, const Module& child);
   virtual void on_mode(bool) {}  ///< training ↔ evaluation
 
  private:
@@ -84,6 +92,7 @@ class Module {
     enum Kind { parameter, buffer, slot, child } kind;
     std::string name;
     size_t index;
+    bool optional = false;  // buffers only
   };
   void add_child(std::string_view name, std::shared_ptr<Module> m);
   void visit(const std::string& prefix, const std::function<void(const std::string&, Module&)>& enter,

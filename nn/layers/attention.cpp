@@ -2,12 +2,37 @@
 
 #include <cmath>
 
+#include "autograd/ops/broadcast.h"
 #include "autograd/ops/dropout.h"
+#include "autograd/ops/embedding.h"
 #include "autograd/ops/linear.h"
 #include "autograd/ops/shape.h"
 #include "autograd/ops/softmax.h"
 
 namespace lowbit {
+namespace {
+
+/// Tokens of every sample in another order: y[b, i] = x[b, order[i]].
+Variable reordered(const Variable& x, const Tensor& order) {
+  const int64_t batch = x.size(0), n = x.size(1);
+  LOWBIT_CHECK(order.numel() == n, shape, "attention", "order must name every token (got order=", order.str(),
+               ", x=", x.str(), ")");
+  const std::vector<int64_t> one = order.to_vector<int64_t>();
+  std::vector<int64_t> all;
+  for (int64_t b = 0; b < batch; ++b)
+    for (const int64_t i : one) all.push_back(b * n + i);
+  const Tensor ids = Tensor::from(std::span<const int64_t>(all), {batch * n}, x.device());
+  return reshape(index_select(reshape(x, {batch * n, -1}), ids), {batch, n, -1});
+}
+
+Tensor inverse(const Tensor& order) {
+  const std::vector<int64_t> forward = order.to_vector<int64_t>();
+  std::vector<int64_t> back(forward.size());
+  for (size_t i = 0; i < forward.size(); ++i) back[size_t(forward[i])] = int64_t(i);
+  return Tensor::from(std::span<const int64_t>(back), {int64_t(back.size())});
+}
+
+}  // namespace
 
 Attention::Projections Attention::make_projections(Generator& g) {
   const Options& o = options_;
@@ -56,13 +81,19 @@ Variable Attention::reparameterized_scores(const Variable& t, double factor) {
   return permute(reshape(s, {b, n, n, h}), {0, 3, 1, 2});
 }
 
-Variable Attention::operator()(const Variable& x) {
+Variable Attention::operator()(const Variable& x, const AttentionUse& use) {
   const Variable t = in_(x);  // [B, N, C]
-  const int64_t c = options_.width;
+  const int64_t c = options_.width, heads = options_.heads;
   const Projections& l = projections_;
-  const double factor = 1.0 / std::sqrt(double(c / options_.heads));
-  Variable scores, v;  // [B, H, N, N], [B, N, C]
+  const double factor = 1.0 / std::sqrt(double(c / heads));
+  const auto arranged = [&](Variable y) {  // [B, N, C] → [B·groups, N/groups, C]
+    if (use.order.defined()) y = reordered(y, use.order);
+    return use.groups > 1 ? reshape(y, {x.size(0) * use.groups, -1, c}) : y;
+  };
+  Variable scores, v;  // [B·groups, H, N, N], [B·groups, N, C] of N tokens in a group
   if (options_.qk_reparam) {
+    LOWBIT_CHECK(use.groups == 1 && !use.order.defined(), value, "attention",
+                 "qk_reparam attends over all tokens in their order (got groups=", use.groups, ")");
     scores = reparameterized_scores(t, factor), v = (*l.v)(t);
   } else {
     Variable q, k;  // [B, N, C]
@@ -72,11 +103,19 @@ Variable Attention::operator()(const Variable& x) {
     } else {
       q = (*l.q)(t), k = (*l.k)(t), v = (*l.v)(t);
     }
-    scores = attention_scores((*l.q_slot)(q), (*l.k_slot)(k), options_.heads, factor);
+    v = arranged(v);
+    scores = attention_scores((*l.q_slot)(arranged(q)), (*l.k_slot)(arranged(k)), heads, factor);
+  }
+  if (use.bias.defined()) {
+    const int64_t n = scores.size(2), kinds = use.bias.size(0);
+    scores = reshape(add(reshape(scores, {-1, kinds, heads, n, n}), use.bias), {-1, heads, n, n});
   }
   Variable p = softmax(scores);
   if (training()) p = dropout(p, options_.dropout);
-  const Variable y = proj_(context_(attention_context(probs_(p), v_(v), options_.heads)));
+  Variable y = context_(attention_context(probs_(p), v_(v), heads));
+  if (use.groups > 1) y = reshape(y, {x.size(0), -1, c});
+  y = proj_(y);  // token by token, so before or after the order is undone
+  if (use.order.defined()) y = reordered(y, inverse(use.order));
   return training() ? dropout(y, options_.proj_dropout) : y;
 }
 

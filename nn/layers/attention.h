@@ -3,8 +3,15 @@
 
 namespace lowbit {
 
+/// What one use of an attention layer adds to plain attention over all tokens.
+struct AttentionUse {
+  Variable bias = {};  ///< added to the scores, [W, H, N, N]: sample b takes entry b mod W
+  int64_t groups = 1;  ///< consecutive runs of tokens, each attending within itself
+  Tensor order = {};   ///< i64 [N]: tokens in another order before they are grouped
+};
+
 /// Multi-head self-attention.   x [B, N, C] → [B, N, C].
-///   t = in(x);  q, k, v = projections of t, each through its slot;  p = probs( softmax(q kᵀ · D^-½) )
+///   t = in(x);  q, k, v = projections of t, each through its slot;  p = probs( softmax(q kᵀ · D^-½ + bias) )
 ///   y = proj( context( p v ) )
 /// With `qk_reparam` (OFQ, Liu et al. 2023) the two projections of query and key become one matrix per head,
 /// which is quantized in their place:
@@ -22,7 +29,7 @@ class Attention : public Module {
     double dropout = 0, proj_dropout = 0;
   };
   Attention(const Options& o, Generator& init);
-  Variable operator()(const Variable& x);
+  Variable operator()(const Variable& x, const AttentionUse& use = {});
 
  private:
   /// Null where the layout has no such layer or slot.

@@ -10,9 +10,9 @@ namespace lowbit {
 Mlp::Mlp(const Options& o, Generator& g)
     : options_(o),
       in_(slot("in")),
-      fc1_(child("fc1", std::make_unique<Linear>(o.width, o.hidden, true, g))),
+      fc1_(child(o.names[0], std::make_unique<Linear>(o.width, o.hidden, true, g))),
       hidden_(slot("hidden")),
-      fc2_(child("fc2", std::make_unique<Linear>(o.hidden, o.width, true, g))) {}
+      fc2_(child(o.names[1], std::make_unique<Linear>(o.hidden, o.width, true, g))) {}
 
 Variable Mlp::operator()(const Variable& x) {
   Variable h = fc1_(in_(x));

@@ -12,6 +12,7 @@ class Mlp : public Module {
     bool relu = false;  ///< instead of GELU
     /// The VVTQ float twin clamps the GELU output at 1 (vvtq.md 14, item 16).
     bool clamp_gelu = false;
+    const char* names[2] = {"fc1", "fc2"};  ///< of the two layers in checkpoints
   };
   Mlp(const Options& o, Generator& init);
   Variable operator()(const Variable& x);

@@ -3,10 +3,8 @@
 #include <algorithm>
 #include <cmath>
 
-#include "autograd/core/node.h"
 #include "autograd/ops/broadcast.h"
 #include "autograd/ops/drop_path.h"
-#include "autograd/ops/pointwise.h"
 #include "autograd/ops/shape.h"
 #include "nn/core/init.h"
 
@@ -62,38 +60,23 @@ VisionTransformer::VisionTransformer(const VitConfig& c, Generator g)
 }
 
 Variable VisionTransformer::features(const Variable& images) {
-  LOWBIT_CHECK(images.ndim() == 4 && images.size(1) == config_.in_channels &&
-                   images.size(2) == config_.image_size && images.size(3) == config_.image_size,
-               shape, "model", "images must be [B, ", config_.in_channels, ", ", config_.image_size, ", ",
-               config_.image_size, "] (got ", images.str(), ")");
+  check_images(images);
   const Variable tokens = patch_embed_(images);  // [B, T, C]
   const int64_t batch = tokens.size(0);
   std::vector<Variable> parts{expand_batch(cls_token_, batch)};
   if (dist_token_) parts.push_back(expand_batch(*dist_token_, batch));
   parts.push_back(tokens);
   Variable x = add(concat(parts, 1), pos_embed_);
-  for (VitBlock* block : blocks_) {
-    if (recompute_blocks && grad_enabled()) {
-      const Variable in[] = {x};
-      x = recompute([block](std::span<const Variable> v) { return (*block)(v[0]); }, in);
-    } else {
-      x = (*block)(x);
-    }
-  }
+  for (VitBlock* block : blocks_) x = run([block](const Variable& v) { return (*block)(v); }, x);
   return (*norm_)(x);
 }
 
-VisionTransformer::Heads VisionTransformer::heads(const Variable& images) {
+ImageModel::Heads VisionTransformer::heads(const Variable& images) {
   const Variable x = features(images);
   Heads h;
   h.cls = (*head_)((*head_in_)(select(x, 1, 0)));
   if (head_dist_) h.dist = (*head_dist_)((*head_dist_in_)(select(x, 1, 1)));
   return h;
-}
-
-Variable VisionTransformer::operator()(const Variable& images) {
-  const Heads h = heads(images);
-  return h.dist.defined() ? scale(add(h.cls, h.dist), 0.5) : h.cls;
 }
 
 std::map<std::string, SlotInfo> VisionTransformer::slot_info() const {
@@ -104,15 +87,39 @@ std::map<std::string, SlotInfo> VisionTransformer::slot_info() const {
   for (int64_t i = 0; i < c.depth; ++i) {
     const std::string block = "blocks." + std::to_string(i);
     for (const char* slot : {".attn.in", ".mlp.in"}) all[block + slot] = {{1, n, w}};
-    for (const char* slot : {".attn.q", ".attn.k", ".attn.v", ".attn.context"})
-      all[block + slot] = {{1, n, w}, c.heads};
-    all[block + ".attn.qkx"] = {{1, n * c.heads, w}, c.heads};
-    all[block + ".attn.qk.weight"] = {{c.heads * w, w}};
+    for (const char* slot : {".attn.v", ".attn.context"}) all[block + slot] = {{1, n, w}, c.heads};
+    if (c.qk_reparam) {
+      all[block + ".attn.qkx"] = {{1, n * c.heads, w}, c.heads};
+      all[block + ".attn.qk.weight"] = {{c.heads * w, w}};
+    } else {
+      all[block + ".attn.q"] = all[block + ".attn.k"] = {{1, n, w}, c.heads};
+    }
     all[block + ".attn.probs"] = {{1, c.heads, n, n}};
     all[block + ".mlp.hidden"] = {{1, n, c.hidden()}};
   }
   all["head_in"] = {{1, w}};
   if (c.distilled) all["head_dist_in"] = {{1, w}};
+  return all;
+}
+
+Tensor VisionTransformer::fitted(const std::string& name, const Tensor& t) const {
+  if (name != "pos_embed" || t.ndim() != 3 || t.size(2) != config_.width) return {};
+  return resize_pos_embed(t, config_.prefix_tokens(), config_.grid());
+}
+
+std::vector<ProductCost> VisionTransformer::product_costs() const {
+  static constexpr const char* kMlp[] = {"fc1", "fc2"};
+  const VitConfig& c = config_;
+  std::vector<ProductCost> all;
+  all.push_back(linear_cost("patch_embed.proj", c.grid() * c.grid(), c.in_channels * c.patch * c.patch,
+                            c.width, "patch_embed.in"));
+  for (int64_t i = 0; i < c.depth; ++i) {
+    const std::string block = "blocks." + std::to_string(i);
+    add_block_costs(all, {block + ".attn", block + ".mlp", c.tokens(), c.tokens(), c.width, c.hidden(),
+                          c.heads, c.split_qkv, c.qk_reparam, kMlp});
+  }
+  all.push_back(linear_cost("head", 1, c.width, c.classes, "head_in"));
+  if (c.distilled) all.push_back(linear_cost("head_dist", 1, c.width, c.classes, "head_dist_in"));
   return all;
 }
 

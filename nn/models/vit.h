@@ -5,26 +5,22 @@
 #include <string>
 #include <vector>
 
-#include "nn/core/slot_info.h"
 #include "nn/layers/attention.h"
 #include "nn/layers/layer_norm.h"
 #include "nn/layers/mlp.h"
 #include "nn/layers/patch_embed.h"
+#include "nn/models/image_model.h"
 
 namespace lowbit {
 
-struct VitConfig {
-  std::string name = "deit_tiny_patch16_224";
-  int64_t image_size = 224, patch = 16, in_channels = 3, classes = 1000;
-  int64_t width = 192, depth = 12, heads = 3;
+struct VitConfig : ImageConfig {
+  VitConfig() { name = "deit_tiny_patch16_224"; }
+  int64_t patch = 16, width = 192, depth = 12, heads = 3;
   double mlp_ratio = 4, norm_eps = 1e-6;
-  bool distilled = false;             ///< a second token and head (Touvron et al. 2021, section 4)
-  bool split_qkv = false;             ///< VVTQ checkpoint layout
-  bool qk_reparam = false;            ///< OFQ's query-key reparameterization
-  bool clamp_gelu = false;            ///< VVTQ float twin
-  double dropout = 0, drop_path = 0;  ///< drop_path: rate of the last block, linear from 0
-  /// Input statistics of the published weights.
-  float mean[3] = {0.485f, 0.456f, 0.406f}, std[3] = {0.229f, 0.224f, 0.225f};
+  bool distilled = false;   ///< a second token and head (Touvron et al. 2021, section 4)
+  bool split_qkv = false;   ///< VVTQ checkpoint layout
+  bool qk_reparam = false;  ///< OFQ's query-key reparameterization
+  bool clamp_gelu = false;  ///< VVTQ float twin
 
   int64_t grid() const { return image_size / patch; }
   int64_t prefix_tokens() const { return distilled ? 2 : 1; }
@@ -49,21 +45,16 @@ class VitBlock : public Module {
   double drop_path_;
 };
 
-/// Images [B, 3, S, S] → class scores [B, classes]. Distilled models return the mean of both heads in
-/// evaluation mode; training code that needs them apart calls heads().   Slots: head_in, head_dist_in.
-class VisionTransformer : public Module, public DescribesSlots {
+/// Distilled models have a second head.   Slots: head_in, head_dist_in.
+class VisionTransformer : public ImageModel {
  public:
   VisionTransformer(const VitConfig& c, uint64_t seed);
-  Variable operator()(const Variable& images);
-  struct Heads {
-    Variable cls, dist;
-  };  ///< dist is undefined for models without a distillation token
-  Heads heads(const Variable& images);
-  const VitConfig& config() const { return config_; }
+  Heads heads(const Variable& images) override;
+  const VitConfig& config() const override { return config_; }
   /// Of the slots that feed a product.
   std::map<std::string, SlotInfo> slot_info() const override;
-  /// Blocks keep only their input and run again in the backward pass (same bits, less memory).
-  bool recompute_blocks = false;
+  std::vector<ProductCost> product_costs() const override;
+  Tensor fitted(const std::string& name, const Tensor& t) const override;  ///< resize_pos_embed
 
  private:
   Variable features(const Variable& images);  // [B, tokens, C] after the last norm

@@ -64,12 +64,21 @@ gradient_scale = numel_over_qp
 init = vvtq
 state = quant2
 
-[patch_embed\.in]
+[patch_embed\.in\d?|pools\.\d+\.in]
 quantizer = lsq
 bits = ${edge_bits}
 gradient_scale = numel_over_qp
 init = vvtq
 state = quant
+[patch_embed\.in1]
+inherit = yes
+state = quant1
+[patch_embed\.in2]
+inherit = yes
+state = quant2
+[patch_embed\.in3]
+inherit = yes
+state = quant3
 
 [head_in]
 quantizer = lsq
@@ -87,9 +96,15 @@ init = vvtq
 offset = ${offset}
 state = quant_dist
 
-[(patch_embed\.proj|head|head_dist)\.weight]
+[(patch_embed\.(proj|conv\d)|pools\.\d+\.conv|features\.0\.0|head|head_dist)\.weight]
 inherit = yes
 bits = ${edge_bits}
+
+# published: the bit-width of the merging layers is trained
+[.*\.reduction\.weight]
+inherit = yes
+bits = ${edge_bits}
+learn_bits = yes
 )";
 
 constexpr char kLsq[] = R"(
@@ -98,7 +113,7 @@ quantizer = lsq
 bits = ${wbits}
 state = .
 
-[.*\.attn\.(in|q|k|v|context)|.*\.mlp\.in]
+[.*\.attn\.(in|q|k|v|context)|.*\.mlp\.in|.*\.merged]
 quantizer = lsq
 bits = ${abits}
 
@@ -107,11 +122,11 @@ quantizer = lsq
 bits = ${abits}
 signed = no
 
-[patch_embed\.in|head_in|head_dist_in]
+[patch_embed\.(in\d?|image)|pools\.\d+\.in|features\.0\.image|head_in|head_dist_in]
 quantizer = lsq
 bits = ${edge_bits}
 
-[(patch_embed\.proj|head|head_dist)\.weight]
+[(patch_embed\.(proj|conv\d)|pools\.\d+\.conv|features\.0\.0|head|head_dist)\.weight]
 inherit = yes
 bits = ${edge_bits}
 )";
@@ -123,7 +138,7 @@ bits = ${wbits}
 init = lsq+
 state = .
 
-[.*\.attn\.(in|q|k|v|context)|.*\.mlp\.in]
+[.*\.attn\.(in|q|k|v|context)|.*\.mlp\.in|.*\.merged]
 quantizer = lsq
 bits = ${abits}
 offset = yes
@@ -136,13 +151,13 @@ signed = no
 offset = yes
 init = mse
 
-[patch_embed\.in|head_in|head_dist_in]
+[patch_embed\.(in\d?|image)|pools\.\d+\.in|features\.0\.image|head_in|head_dist_in]
 quantizer = lsq
 bits = ${edge_bits}
 offset = yes
 init = mse
 
-[(patch_embed\.proj|head|head_dist)\.weight]
+[(patch_embed\.(proj|conv\d)|pools\.\d+\.conv|features\.0\.0|head|head_dist)\.weight]
 inherit = yes
 bits = ${edge_bits}
 )";
@@ -153,17 +168,17 @@ quantizer = minmax
 bits = ${wbits}
 granularity = channel
 
-[.*\.attn\.(in|q|k|v|probs|context)|.*\.mlp\.(in|hidden)]
+[.*\.attn\.(in|q|k|v|probs|context)|.*\.mlp\.(in|hidden)|.*\.merged]
 quantizer = minmax
 bits = ${abits}
 symmetric = no
 
-[patch_embed\.in|head_in|head_dist_in]
+[patch_embed\.(in\d?|image)|pools\.\d+\.in|features\.0\.image|head_in|head_dist_in]
 quantizer = minmax
 bits = ${edge_bits}
 symmetric = no
 
-[(patch_embed\.proj|head|head_dist)\.weight]
+[(patch_embed\.(proj|conv\d)|pools\.\d+\.conv|features\.0\.0|head|head_dist)\.weight]
 inherit = yes
 bits = ${edge_bits}
 )";

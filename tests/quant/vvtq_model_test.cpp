@@ -10,6 +10,8 @@
 #include "autograd/ops/cross_entropy.h"
 #include "autograd/ops/pointwise.h"
 #include "autograd/ops/shape.h"
+#include "nn/models/sret.h"
+#include "nn/models/swin.h"
 #include "nn/models/vit.h"
 #include "quant/ops/bin_regularizer.h"
 #include "quant/quantizer/lsq_quantizer.h"
@@ -22,8 +24,9 @@ namespace {
 
 using namespace test;
 
-std::unique_ptr<VisionTransformer> quantized(const VitConfig& c, const SchemeOptions& o) {
-  auto model = std::make_unique<VisionTransformer>(c, 0);
+template <class Model = VisionTransformer, class Config>
+std::unique_ptr<ImageModel> quantized(const Config& c, const SchemeOptions& o) {
+  auto model = std::make_unique<Model>(c, 0);
   Scheme scheme = load_scheme("vvtq", o);
   for (Rule& r : scheme.rules) r.settings["published_scale"] = "yes";  // to the last bit
   install(*model, scheme);
@@ -31,7 +34,7 @@ std::unique_ptr<VisionTransformer> quantized(const VitConfig& c, const SchemeOpt
 }
 
 /// Copies `<prefix><name>` of the file into the model's `<at><name>`; scales count as initialised.
-void load_parameters(VisionTransformer& model, const GoldenFile& g, const std::string& prefix,
+void load_parameters(ImageModel& model, const GoldenFile& g, const std::string& prefix,
                      const std::string& at) {
   std::map<std::string, Tensor> state = model.state();
   size_t found = 0;
@@ -41,10 +44,13 @@ void load_parameters(VisionTransformer& model, const GoldenFile& g, const std::s
     t.copy_from(g.tensor(prefix + name.substr(at.size())).reshape(t.shape()));
     ++found;
   }
-  // A module that passes its input on (nbits < 0) keeps only that number; ours is an empty slot.
+  // A module that passes its input on (nbits < 0) keeps only that number; ours is an empty slot. So is the
+  // one of Swin that is never called.
   size_t wanted = 0;
+  const bool swin = dynamic_cast<SwinTransformer*>(&model) != nullptr;
   for (const std::string& name : g.names_with_prefix(prefix))
-    wanted += !(name.ends_with(".nbits") && g.tensor(name).item<float>() < 0);
+    wanted += !(name.ends_with(".nbits") && g.tensor(name).item<float>() < 0) &&
+              !(swin && (at + name.substr(prefix.size())).starts_with("patch_embed.quant."));
   EXPECT_EQ(found, wanted) << prefix << ": every parameter of the file has its place";
 }
 
@@ -57,8 +63,8 @@ void expect_near_largest(const Tensor& ours, const Tensor& theirs, double rtol, 
 }
 
 /// Scale gradients are sums with cancellation: relative to the largest.
-void check_gradients(VisionTransformer& model, const GoldenFile& g, const std::string& prefix,
-                     const std::string& at, double rtol, double atol) {
+void check_gradients(ImageModel& model, const GoldenFile& g, const std::string& prefix, const std::string& at,
+                     double rtol, double atol) {
   size_t found = 0;
   for (const NamedParameter& p : model.parameters()) {
     if (!p.name.starts_with(at)) continue;
@@ -77,30 +83,44 @@ void check_gradients(VisionTransformer& model, const GoldenFile& g, const std::s
       << prefix << ": every gradient of the file is compared";
 }
 
-struct Piece {
-  std::string at;  ///< where the case's names live in the model
-  std::function<Variable(VisionTransformer&, const Variable&)> run;
-};
-
-Slot& slot_of(VisionTransformer& model, const std::string& name) {
+Slot& slot_of(ImageModel& model, const std::string& name) {
   for (NamedSlot& s : model.slots())
     if (s.name == name) return *s.slot;
   throw std::runtime_error("no slot " + name);
 }
 
-std::map<std::string, Piece> pieces() {
-  return {{"mlp",
-           {"blocks.0.mlp.",
-            [](auto& m, const Variable& x) { return dynamic_cast<Mlp&>(m.at("blocks.0.mlp"))(x); }}},
-          {"attn",
-           {"blocks.0.attn.",
-            [](auto& m, const Variable& x) { return dynamic_cast<Attention&>(m.at("blocks.0.attn"))(x); }}},
-          {"block",
-           {"blocks.0.",
-            [](auto& m, const Variable& x) { return dynamic_cast<VitBlock&>(m.at("blocks.0"))(x); }}},
-          {"patch_embed", {"patch_embed.", [](auto& m, const Variable& x) {
-                             return dynamic_cast<PatchEmbed&>(m.at("patch_embed"))(x);
-                           }}}};
+/// Runs whichever module stands at `path`; maps are flat in the files.
+Variable run_module(ImageModel& model, const std::string& path, const Variable& x) {
+  Module& m = model.at(path);
+  const auto map = [&](auto& module) {
+    const auto side = int64_t(std::lround(std::sqrt(double(x.size(1)))));
+    return module(reshape(x, {x.size(0), side, side, -1}));
+  };
+  if (auto* p = dynamic_cast<WindowAttention*>(&m)) return map(*p);
+  if (auto* p = dynamic_cast<SwinBlock*>(&m)) return map(*p);
+  if (auto* p = dynamic_cast<PatchMerging*>(&m)) return map(*p);
+  if (auto* p = dynamic_cast<SwinEmbed*>(&m)) return (*p)(x);
+  if (auto* p = dynamic_cast<Mlp*>(&m)) return (*p)(x);
+  if (auto* p = dynamic_cast<Attention*>(&m)) return (*p)(x);
+  if (auto* p = dynamic_cast<VitBlock*>(&m)) return (*p)(x);
+  return dynamic_cast<PatchEmbed&>(m)(x);
+}
+
+/// One case of a file: y and every gradient of the module at `path`, which `run` calls.
+void check_piece(ImageModel& model, const GoldenFile& g, const std::string& name, const std::string& path,
+                 const std::function<Variable(const Variable&)>& run) {
+  const Variable x(g.tensor(name + ".x0"), true);
+  load_parameters(model, g, name + ".param.", path + ".");
+  const Variable y = run(x);
+  const Tensor expected = g.tensor(name + ".y");
+  expect_close(y.data().packed().reshape(expected.shape()), expected, g.rtol(), g.atol(), name + ".y");
+  y.backward(g.tensor(name + ".upstream").reshape(y.shape()));
+  expect_close(x.grad(), g.tensor(name + ".grad_x0"), g.rtol(), g.atol(), name + ".grad_x0");
+  check_gradients(model, g, name + ".grad.", path + ".", g.rtol(), g.atol());
+}
+
+void check_piece(ImageModel& model, const GoldenFile& g, const std::string& name, const std::string& path) {
+  check_piece(model, g, name, path, [&](const Variable& x) { return run_module(model, path, x); });
 }
 
 TEST(VvtqGolden, DeitLayers) {
@@ -117,40 +137,122 @@ TEST(VvtqGolden, DeitLayers) {
     VitConfig c;
     c.image_size = 16, c.patch = 8, c.width = 24, c.depth = 1, c.heads = 3, c.classes = 20,
     c.split_qkv = true;
-    const Variable x(g.tensor(name + ".x0"), true);
-    if (m[1] == "linear")
-      o.edge_bits = o.wbits;  // a quantizer and a linear layer: the classifier has that form
-    const auto model = quantized(c, o);
-    Variable y;
-    if (m[1] == "linear") {
-      load_parameters(*model, g, name + ".param.0.", "quant.");
-      load_parameters(*model, g, name + ".param.1.", "head.");
-      y = dynamic_cast<Linear&>(model->at("head"))(slot_of(*model, "head_in")(x));
-    } else {
-      const Piece p = pieces().at(m[1]);
-      load_parameters(*model, g, name + ".param.", p.at);
-      y = p.run(*model, x);
+    if (m[1] != "linear") {
+      const bool embed = m[1] == "patch_embed";
+      check_piece(*quantized(c, o), g, name,
+                  embed             ? "patch_embed"
+                  : m[1] == "block" ? "blocks.0"
+                                    : "blocks.0." + m[1].str());
+      continue;
     }
+    o.edge_bits = o.wbits;  // a quantizer and a linear layer: the classifier has that form
+    const auto model = quantized(c, o);
+    load_parameters(*model, g, name + ".param.0.", "quant.");
+    load_parameters(*model, g, name + ".param.1.", "head.");
+    const Variable x(g.tensor(name + ".x0"), true);
+    const Variable y = dynamic_cast<Linear&>(model->at("head"))(slot_of(*model, "head_in")(x));
     expect_close(y.data(), g.tensor(name + ".y"), g.rtol(), g.atol(), name + ".y");
     y.backward(g.tensor(name + ".upstream"));
     expect_close(x.grad(), g.tensor(name + ".grad_x0"), g.rtol(), g.atol(), name + ".grad_x0");
-    if (m[1] == "linear") {
-      check_gradients(*model, g, name + ".grad.0.", "quant.", g.rtol(), g.atol());
-      check_gradients(*model, g, name + ".grad.1.", "head.", g.rtol(), g.atol());
+    check_gradients(*model, g, name + ".grad.0.", "quant.", g.rtol(), g.atol());
+    check_gradients(*model, g, name + ".grad.1.", "head.", g.rtol(), g.atol());
+  }
+}
+
+TEST(VvtqGolden, SwinLayers) {
+  LOWBIT_GOLDEN_OR_SKIP(path, "vvtq/layers_swin.safetensors");
+  const GoldenFile g(path);
+  const std::regex form(R"((window_attn|block\.shift(\d)|patch_merging|patch_embed)(?:\.w(\d+)a(\d+))?)");
+  for (const auto& [name, settings] : g.cases()) {
+    SCOPED_TRACE(name);
+    std::smatch m;
+    ASSERT_TRUE(std::regex_match(name, m, form));
+    SchemeOptions o;
+    if (m[3].matched) o.wbits = std::stoi(m[3]), o.abits = std::stoi(m[4]);
+    SwinConfig c;
+    c.image_size = m[1] == "window_attn" || m[1] == "patch_embed" ? 16 : 32;
+    c.width = 16, c.window = 4, c.depths = {2, 1}, c.heads = {2, 2}, c.classes = 20, c.split_qkv = true;
+    const auto model = quantized<SwinTransformer>(c, o);
+    std::string at = "layers.0.blocks.0.attn";
+    if (m[1] == "patch_merging") at = "layers.0.downsample";
+    if (m[1] == "patch_embed") at = "patch_embed";
+    if (m[2].matched) at = m[2] == "0" ? "layers.0.blocks.0" : "layers.0.blocks.1";
+    if (g.has(name + ".const.attn_mask")) {
+      EXPECT_TRUE(equal_bits(model->state().at(at + ".attn_mask"), g.tensor(name + ".const.attn_mask")));
+    }
+    check_piece(*model, g, name, at);
+  }
+}
+
+Variable channel_last(const Variable& x) { return permute(x, {0, 2, 3, 1}); }
+Variable channel_first(const Variable& x) { return permute(x, {0, 3, 1, 2}); }
+
+/// Running statistics after `<case>.buffer_after.`
+void check_statistics(ImageModel& model, const GoldenFile& g, const std::string& prefix,
+                      const std::string& at) {
+  const std::map<std::string, Tensor> state = model.state();
+  for (const std::string& key : g.names_with_prefix(prefix))
+    if (key.find(".running_") != std::string::npos)
+      expect_close(state.at(at + key.substr(prefix.size())), g.tensor(key), 1e-5, 1e-6, key);
+}
+
+TEST(VvtqGolden, SretLayers) {
+  LOWBIT_GOLDEN_OR_SKIP(path, "vvtq/layers_sret.safetensors");
+  const GoldenFile g(path);
+  const std::regex form(R"((attn|block|non_proj|stem|pool)(?:\.g4|\.rec)?(?:\.w(\d+)a(\d+))?)");
+  for (const auto& [name, settings] : g.cases()) {
+    SCOPED_TRACE(name);
+    std::smatch m;
+    ASSERT_TRUE(std::regex_match(name, m, form));
+    SchemeOptions o;
+    if (m[2].matched) o.wbits = std::stoi(m[2]), o.abits = std::stoi(m[3]);
+    SretConfig c;
+    c.image_size = 32, c.base = {8, 8}, c.heads = {2, 4}, c.blocks = {1, 1}, c.groups1 = {4, 1},
+    c.groups2 = {2, 1};
+    if (m[1] == "pool") c.base = {4, 4};
+    const auto model = quantized<SretTransformer>(c, o);
+    AttentionUse use{.groups = 4};
+    if (settings.value("recursive", false)) use.groups = settings.at("groups2");
+    if (g.has(name + ".perm0")) use.order = g.tensor(name + ".perm0").cast(DType::i64);
+    const std::string block = "transformers.0.blocks.0";
+    if (m[1] == "attn") {
+      auto& attention = dynamic_cast<Attention&>(model->at(block + ".attn"));
+      check_piece(*model, g, name, block + ".attn", [&](const Variable& x) { return attention(x, use); });
+    } else if (m[1] == "block") {
+      auto& module = dynamic_cast<SretBlock&>(model->at(block));
+      check_piece(*model, g, name, block, [&](const Variable& x) { return module(x, use); });
+    } else if (m[1] == "non_proj") {
+      auto& module = dynamic_cast<NonlinearProjection&>(model->at("transformers.0.blocks.1"));
+      check_piece(*model, g, name, "transformers.0.blocks.1", [&](const Variable& x) { return module(x); });
+    } else if (m[1] == "pool") {
+      auto& pool = dynamic_cast<SretPool&>(model->at("pools.0"));
+      check_piece(*model, g, name, "pools.0",
+                  [&](const Variable& x) { return channel_first(pool(channel_last(x))); });
     } else {
-      check_gradients(*model, g, name + ".grad.", pieces().at(m[1]).at, g.rtol(), g.atol());
+      auto& stem = dynamic_cast<SretStem&>(model->at("patch_embed"));
+      load_parameters(*model, g, name + ".buffer.", "patch_embed.");
+      // The statistics before are those behind the pass that initialised the scales.
+      check_piece(*model, g, name, "patch_embed", [&](const Variable& x) { return channel_first(stem(x)); });
+      check_statistics(*model, g, name + ".buffer_after.", "patch_embed.");
     }
   }
 }
 
-Variable parameter(VisionTransformer& model, const std::string& name) {
+Variable parameter(ImageModel& model, const std::string& name) {
   for (const NamedParameter& p : model.parameters())
     if (p.name == name) return p.parameter->var;
   throw std::runtime_error("no parameter " + name);
 }
 
+/// Membership of a bin hangs on the last bit of the scale, so the factor must have all of its own right.
+double regularizer_factor(const Tensor& w, bool conv, int highest) {
+  double l1 = 0;
+  for (float v : w.to_vector<float>()) l1 += std::fabs(v);
+  return float(1 / std::sqrt((conv ? double(w.numel()) : double(float(l1))) * highest));
+}
+
 /// Σ over all quantized weights; convolutions use another gradient factor there (vvtq.md 14, item 5).
-Variable regularizer(VisionTransformer& model) {
+Variable regularizer(ImageModel& model) {
   Variable sum;
   for (const auto& [slot, quantizer] : quantizers(model)) {
     if (!slot.ends_with(".weight")) continue;
@@ -160,52 +262,112 @@ Variable regularizer(VisionTransformer& model) {
     BinRegularizerSettings s;
     s.levels = Levels::of(q.bits(), true);
     s.slot = q.bits() - LsqQuantizer::kMinBits;
-    s.grad_scale =
-        w.ndim() == 4 ? 1 / std::sqrt(double(w.numel()) * s.levels.hi) : q.gradient_factors(w.data())[0];
+    s.grad_scale = regularizer_factor(w.data(), w.ndim() == 4, s.levels.hi);
     const Variable r = bin_regularizer(w, parameter(model, module + ".alpha"), s);
     sum = sum.defined() ? add(sum, r) : r;
   }
   return sum;
 }
 
-void check_model(const std::string& file) {
+/// Every value that passes a slot.
+struct Recorder final : Transform {
+  std::vector<Tensor> all;
+  Variable apply(const Variable& x) override {
+    all.push_back(x.data());
+    return x;
+  }
+};
+
+void check_model(
+    const std::string& file,
+    const std::function<std::unique_ptr<ImageModel>(const GoldenFile&, const SchemeOptions&)>& make) {
   LOWBIT_GOLDEN_OR_SKIP(path, file);
   const GoldenFile g(path);
-  const nlohmann::json config = g.meta_json("config");
-  VitConfig c;
-  c.image_size = config.at("img_size"), c.patch = config.at("patch_size"), c.width = config.at("embed_dim");
-  c.depth = config.at("depth"), c.heads = config.at("num_heads"), c.classes = config.at("num_classes");
-  c.split_qkv = true;
   SchemeOptions o;
-  o.wbits = o.abits = int(g.tensor("param.blocks.0.mlp.fc1.nbits").item<float>());
-  const auto model = quantized(c, o);
+  for (const std::string& name : g.names_with_prefix("param."))
+    if (name.ends_with(".mlp.fc1.nbits")) o.wbits = o.abits = int(g.tensor(name).item<float>());
+  const auto model = make(g, o);
   load_parameters(*model, g, "param.", "");
-  std::vector<std::pair<std::string, std::shared_ptr<Probe>>> outputs;
-  for (int64_t i = 0; i < c.depth; ++i)
-    outputs.emplace_back("blocks." + std::to_string(i),
-                         probe(*model, "blocks." + std::to_string(i) + ".mlp_sum"));
-  outputs.emplace_back("norm", probe(*model, "norm.out"));
+  load_parameters(*model, g, "buffer.", "");
+  std::map<std::string, std::shared_ptr<Recorder>> outputs;
+  for (const std::string& key : g.names_with_prefix("act.")) {
+    const std::string slot = output_slot(*model, key.substr(7));
+    if (!slot.empty() && !outputs.contains(key.substr(7)))
+      outputs[key.substr(7)] = probe<Recorder>(*model, slot);
+  }
+  EXPECT_GE(outputs.size(), 3U);
   const Variable logits = (*model)(Variable(g.tensor("x")));
   expect_close_to_largest(logits.data(), g.tensor("logits"), g.rtol(), "logits");
-  for (const auto& [name, output] : outputs)
-    for (const std::string& key : g.names_with_prefix("act."))
-      if (key.size() > 7 && key.substr(7) == name)
-        expect_close_to_largest(output->last.data(), g.tensor(key), g.rtol(), key);
+  std::map<std::string, size_t> calls;
+  for (const std::string& key : g.names_with_prefix("act."))  // in call order
+    if (const auto at = outputs.find(key.substr(7)); at != outputs.end()) {
+      const Tensor expected = g.tensor(key), ours = at->second->all.at(calls[at->first]++);
+      expect_close_to_largest(ours.packed().reshape(expected.shape()), expected, g.rtol(), key);
+    }
+  check_statistics(*model, g, "buffer_after.", "");
   const Variable kd = soft_cross_entropy(logits, g.tensor("target"));
   const Variable obr = scale(regularizer(*model), 0.005);
   expect_close(kd.data(), g.tensor("loss_kd"), g.rtol(), 0, "loss_kd");
   expect_close(obr.data(), g.tensor("loss_obr"), g.rtol(), 0, "loss_obr");
   add(kd, reshape(obr, {1})).backward();
+  size_t compared = 0;
   for (const NamedParameter& p : model->parameters()) {
     if (!g.has("grad." + p.name)) continue;
     ASSERT_TRUE(p.parameter->var.grad().defined()) << p.name;
     expect_near_largest(p.parameter->var.grad(), g.tensor("grad." + p.name), g.rtol(), g.atol(),
                         "grad." + p.name);
+    ++compared;
+  }
+  EXPECT_EQ(compared, g.names_with_prefix("grad.").size()) << "every gradient of the file is compared";
+  if (g.has("logits_eval")) {
+    load_parameters(*model, g, "buffer.", "");
+    model->eval();
+    expect_close_to_largest((*model)(Variable(g.tensor("x"))).data(), g.tensor("logits_eval"), g.rtol(),
+                            "logits_eval");
   }
 }
 
-TEST(VvtqGolden, SmallDeitW4A4) { check_model("vvtq/model_deit_w4a4.safetensors"); }
-TEST(VvtqGolden, SmallDeitW2A2) { check_model("vvtq/model_deit_w2a2.safetensors"); }
+std::unique_ptr<ImageModel> small_deit(const GoldenFile& g, const SchemeOptions& o) {
+  const nlohmann::json config = g.meta_json("config");
+  VitConfig c;
+  c.image_size = config.at("img_size"), c.patch = config.at("patch_size"), c.width = config.at("embed_dim");
+  c.depth = config.at("depth"), c.heads = config.at("num_heads"), c.classes = config.at("num_classes");
+  c.split_qkv = true;
+  return quantized(c, o);
+}
+
+std::unique_ptr<ImageModel> small_swin(const GoldenFile& g, const SchemeOptions& o) {
+  const nlohmann::json config = g.meta_json("config");
+  SwinConfig c;
+  c.image_size = config.at("img_size"), c.patch = config.at("patch_size"), c.width = config.at("embed_dim");
+  c.depths = config.at("depths").get<std::vector<int64_t>>();
+  c.heads = config.at("num_heads").get<std::vector<int64_t>>();
+  c.window = config.at("window_size"), c.classes = config.at("num_classes"), c.split_qkv = true;
+  return quantized<SwinTransformer>(c, o);
+}
+
+std::unique_ptr<ImageModel> small_sret(const GoldenFile& g, const SchemeOptions& o) {
+  const nlohmann::json config = g.meta_json("config");
+  const auto list = [&](const char* key) { return config.at(key).get<std::vector<int64_t>>(); };
+  SretConfig c;
+  c.image_size = config.at("image_size"), c.classes = config.at("num_classes");
+  c.base = list("base_dims"), c.heads = list("heads"), c.blocks = list("recursive_num");
+  c.groups1 = list("groups1"), c.groups2 = list("groups2");
+  c.mlp_ratio = config.at("mlp_ratio"), c.nonproj_ratio = config.at("np_mlp_ratio");
+  auto model = quantized<SretTransformer>(c, o);
+  dynamic_cast<SretTransformer&>(*model).order = [&g](int64_t k, int64_t) {
+    return g.tensor("perm" + std::to_string(k)).cast(DType::i64);
+  };
+  return model;
+}
+
+TEST(VvtqGolden, SmallDeitW4A4) { check_model("vvtq/model_deit_w4a4.safetensors", small_deit); }
+TEST(VvtqGolden, SmallDeitW2A2) { check_model("vvtq/model_deit_w2a2.safetensors", small_deit); }
+TEST(VvtqGolden, SmallSwinW4A4) { check_model("vvtq/model_swin_w4a4.safetensors", small_swin); }
+TEST(VvtqGolden, SmallSwinW2A2) { check_model("vvtq/model_swin_w2a2.safetensors", small_swin); }
+
+TEST(VvtqGolden, SmallSretW4A4) { check_model("vvtq/model_sret_w4a4.safetensors", small_sret); }
+TEST(VvtqGolden, SmallSretW2A2) { check_model("vvtq/model_sret_w2a2.safetensors", small_sret); }
 
 TEST(VvtqGolden, BinRegularizer) {
   LOWBIT_GOLDEN_OR_SKIP(path, "vvtq/obr.safetensors");
@@ -216,10 +378,7 @@ TEST(VvtqGolden, BinRegularizer) {
     const int bits = settings.at("nbits");
     BinRegularizerSettings s;
     s.levels = Levels::of(bits, true), s.slot = bits - 2;
-    double l1 = 0;
-    for (float v : w.data().to_vector<float>()) l1 += std::fabs(v);
-    const bool conv = settings.at("kind") == "conv";
-    s.grad_scale = float(1 / std::sqrt((conv ? double(w.numel()) : l1) * s.levels.hi));
+    s.grad_scale = regularizer_factor(w.data(), settings.at("kind") == "conv", s.levels.hi);
     const Variable r = bin_regularizer(w, alpha, s);
     expect_close(r.data(), g.tensor(name + ".loss"), g.rtol(), g.atol(), name + ".loss");
     r.backward();

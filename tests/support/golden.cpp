@@ -135,7 +135,8 @@ Tensor fill(const std::string& name, const Shape& shape, double base, double sca
 
 Tensor fill_parameter(const std::string& name, const Shape& shape) {
   if (shape.ndim() >= 2) return fill(name, shape, 0, std::sqrt(3.0 / double(shape.numel() / shape[0])));
-  if (shape.ndim() == 1 && (name.ends_with("weight") || name.ends_with("running_var")))
+  const bool factor = name.find(".coefficient") != std::string::npos;  // the exception that the files name
+  if (shape.ndim() == 1 && (factor || name.ends_with("weight") || name.ends_with("running_var")))
     return fill(name, shape, 1, 0.1);
   return fill(name, shape, 0, 0.1);
 }

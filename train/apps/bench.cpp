@@ -15,18 +15,18 @@
 namespace lowbit {
 namespace {
 
-void bench_products(const Options& o, const VitConfig& c) {
-  if (!o.flag("json")) std::printf("%-18s %12s %12s\n", "product", "f32 GFLOP/s", "int8 Gop/s");
-  for (const ProductTiming& p : time_products(c, o.integer("batch-size"), o.real("seconds"), run_device(o))) {
+void bench_products(const Options& o, const ImageModel& model) {
+  if (!o.flag("json")) std::printf("%-34s %12s %12s\n", "product", "f32 GFLOP/s", "int8 Gop/s");
+  for (const ProductTiming& p :
+       time_products(model, o.integer("batch-size"), o.real("seconds"), run_device(o))) {
     if (p.name.find(o.text("filter")) == std::string::npos) continue;
     std::printf(o.flag("json") ? "{\"product\": \"%s\", \"f32_gflops\": %.1f, \"int8_gops\": %.1f}\n"
-                               : "%-18s %12.1f %12.1f\n",
+                               : "%-34s %12.1f %12.1f\n",
                 p.name.c_str(), p.f32, p.int8);
   }
 }
 
-void bench_step(const Options& o, const VitConfig& c) {
-  VisionTransformer model(c, uint64_t(o.integer("seed")));
+void bench_step(const Options& o, ImageModel& model) {
   quantize(model, o);
   model.to(run_device(o));
   model.recompute_blocks = o.flag("recompute");
@@ -39,9 +39,9 @@ void bench_step(const Options& o, const VitConfig& c) {
         "%.5f, "
         "\"backward_s\": %.5f, \"optimizer_s\": %.5f, \"train_img_per_s\": %.2f, \"eval_img_per_s\": %.2f, "
         "\"saved_bytes\": %zu, \"peak_bytes\": %zu}\n",
-        c.name.c_str(), o.raw("wbits").c_str(), o.raw("abits").c_str(), static_cast<long long>(batch),
-        threads(), t.forward, t.backward, t.optimizer, images / t.step(), images / t.eval, t.saved_bytes,
-        t.peak_bytes);
+        model.config().name.c_str(), o.raw("wbits").c_str(), o.raw("abits").c_str(),
+        static_cast<long long>(batch), threads(), t.forward, t.backward, t.optimizer, images / t.step(),
+        images / t.eval, t.saved_bytes, t.peak_bytes);
     return;
   }
   std::printf(
@@ -60,12 +60,12 @@ int run_bench(const Options& o, const std::vector<std::string>&) {
   LOWBIT_CHECK(what == "all" || what == "products" || what == "step", usage, "bench",
                "WHAT is products, step or all (got '", what,
                "'); single operations and the loader: build/release/benchmarks");
-  const VitConfig c = model_config(o, o.integer("num-classes"));
+  const auto model = model_plan(o, o.integer("num-classes")).build(uint64_t(o.integer("seed")));
   if (!o.flag("json"))
-    std::printf("%s on %s, kernels %s, W%s A%s\n", c.name.c_str(), cpu_name().c_str(),
+    std::printf("%s on %s, kernels %s, W%s A%s\n", model->config().name.c_str(), cpu_name().c_str(),
                 isa_name(current_isa()), o.raw("wbits").c_str(), o.raw("abits").c_str());
-  if (what != "step") bench_products(o, c);
-  if (what != "products") bench_step(o, c);
+  if (what != "step") bench_products(o, *model);
+  if (what != "products") bench_step(o, *model);
   return kExitSuccess;
 }
 

@@ -34,12 +34,12 @@ Experiment open_experiment(const Options& given, bool training, Log& log) {
     weights = load_weights(o.text("weights"));
     classes_in_file = take_saved_settings(o, weights, !training && !o.given("num-classes"));
   }
-  e.data = open_data(o, model_config(o, o.integer("num-classes")), training);
-  const VitConfig config = model_config(o, class_count(o, e.data, training, classes_in_file));
-  LOWBIT_CHECK(e.data.classes <= config.classes, usage, "lowbit", "the data have ", e.data.classes,
-               " classes, the model ", config.classes,
+  e.data = open_data(o, model_plan(o, o.integer("num-classes")).config, training);
+  const ModelPlan plan = model_plan(o, class_count(o, e.data, training, classes_in_file));
+  LOWBIT_CHECK(e.data.classes <= plan.config.classes, usage, "lowbit", "the data have ", e.data.classes,
+               " classes, the model ", plan.config.classes,
                training ? "; check --num-classes" : "; these weights belong to other data");
-  e.model = std::make_unique<VisionTransformer>(config, uint64_t(o.integer("seed")));
+  e.model = plan.build(uint64_t(o.integer("seed")));
   log.info("data: " + e.data.description + ", decoder " + decoder_name());
   const Report q = quantize(*e.model, o);
   if (have_weights) {

@@ -13,7 +13,7 @@ namespace lowbit {
 struct Experiment {
   Options options;
   DataSets data;
-  std::unique_ptr<VisionTransformer> model;
+  std::unique_ptr<ImageModel> model;
 };
 
 /// Throws Error(usage, io). `training`: the number of classes follows the data and a classifier of another

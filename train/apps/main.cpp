@@ -1,4 +1,4 @@
-#include "nn/models/vit.h"
+#include "nn/models/factory.h"
 #include "train/apps/run_main.h"
 #include "train/apps/verbs.h"
 
@@ -9,7 +9,7 @@ int main(int argc, char** argv) {
                             {"report", run_report}, {"labels", run_labels}};
   return run_main(argc, argv, verbs, [] {
     std::string text;
-    for (const std::string& name : vit_names()) text += name + "\n";
+    for (const std::string& name : model_names()) text += name + "\n";
     return text;
   });
 }

@@ -21,8 +21,8 @@ namespace {
 
 /// The teacher is what its weight file says, quantizers included; --teacher names the architecture of files
 /// that do not say it. It sees the images of the student.
-std::unique_ptr<VisionTransformer> open_teacher(const Options& o, const VitConfig& student,
-                                                const DataSets& data, Log& log) {
+std::unique_ptr<ImageModel> open_teacher(const Options& o, const ImageConfig& student, const DataSets& data,
+                                         Log& log) {
   if (o.text("teacher-weights").empty()) return nullptr;
   const WeightFile file = load_weights(o.text("teacher-weights"));
   Options t(*find_verb("eval"));
@@ -30,16 +30,15 @@ std::unique_ptr<VisionTransformer> open_teacher(const Options& o, const VitConfi
   if (!o.text("teacher").empty()) t.set("model", o.text("teacher"), OptionOrigin::command_line);
   LOWBIT_CHECK(t.given("model"), usage, "train", "--teacher-weights ", file.path,
                " does not say its model; it needs --teacher NAME");
-  VitConfig c = model_config(t, student.classes);
+  const ModelPlan plan = model_plan(t, student.classes, student.image_size);
   LOWBIT_CHECK(!t.given("num-classes") || t.integer("num-classes") == student.classes, usage, "train",
                "the teacher has ", t.integer("num-classes"), " classes, the student ", student.classes);
   for (const char* statistic : {"mean", "std"})
-    LOWBIT_CHECK(
-        !t.given(statistic) || input_statistic(t, c, statistic) == input_statistic(o, student, statistic),
-        usage, "train", "the teacher was trained with --", statistic, " ", t.raw(statistic),
-        "; the student sees the same images, so give it the same");
-  c.image_size = student.image_size;
-  auto teacher = std::make_unique<VisionTransformer>(c, 0);
+    LOWBIT_CHECK(!t.given(statistic) ||
+                     input_statistic(t, plan.config, statistic) == input_statistic(o, student, statistic),
+                 usage, "train", "the teacher was trained with --", statistic, " ", t.raw(statistic),
+                 "; the student sees the same images, so give it the same");
+  auto teacher = plan.build(0);
   quantize(*teacher, t);
   for (const std::string& note : load_into(*teacher, file, false, false)) log.info("teacher " + note);
   teacher->to(run_device(o));
@@ -56,7 +55,7 @@ void check_training_options(const Options& o) {
   optimizer_options(o), schedule_options(o, 1);
 }
 
-void print_plan(const Options& o, VisionTransformer& model, const Trainer& trainer, const DataSets& data) {
+void print_plan(const Options& o, ImageModel& model, const Trainer& trainer, const DataSets& data) {
   const StepEstimate e = estimate_step(model, o.integer("batch-size"));
   const int64_t steps = trainer.steps_per_epoch(), epochs = o.integer("epochs");
   const double parameters = 4.0 * double(model_size(model).parameters);
@@ -76,7 +75,7 @@ void print_plan(const Options& o, VisionTransformer& model, const Trainer& train
 }
 
 void write_identity(const Options& o, const std::vector<std::string>& command_line, const std::string& folder,
-                    const DataSets& data, VisionTransformer& model) {
+                    const DataSets& data, ImageModel& model) {
   Manifest m;
   m.command_line = command_line;
   m.start_time = unix_time();
@@ -162,7 +161,7 @@ int run_train(const Options& given, const std::vector<std::string>& command_line
   Log log(log_options(given));
   Experiment e = open_experiment(given, true, log);
   const Options& o = e.options;
-  VisionTransformer& model = *e.model;
+  ImageModel& model = *e.model;
   const auto teacher = open_teacher(o, model.config(), e.data, log);
   Trainer trainer(o, model, teacher.get(), e.data, log);
   if (o.flag("dry-run")) {

@@ -36,7 +36,7 @@ Tensor pattern(const Shape& s, Device d) {
 struct PatternBatch {
   Variable images;
   Tensor labels;
-  PatternBatch(const VitConfig& c, int64_t n, Device d)
+  PatternBatch(const ImageConfig& c, int64_t n, Device d)
       : images(pattern({n, c.in_channels, c.image_size, c.image_size}, d)),
         labels(Tensor::empty({n}, DType::i64)) {
     for (int64_t i = 0; i < n; ++i) labels.data<int64_t>()[i] = i % c.classes;
@@ -48,7 +48,7 @@ struct Pass {
   double forward, backward;             ///< seconds
   std::map<std::string, size_t> saved;  ///< bytes kept for backward by op
 };
-Pass timed_pass(VisionTransformer& model, const PatternBatch& data) {
+Pass timed_pass(ImageModel& model, const PatternBatch& data) {
   const double begin = now();
   const Variable loss = cross_entropy(model(data.images), data.labels);
   synchronize(data.labels.device());
@@ -78,7 +78,7 @@ double timed(double seconds, Device d, F f) {
 
 }  // namespace
 
-StepTiming time_steps(VisionTransformer& model, int64_t batch, double seconds) {
+StepTiming time_steps(ImageModel& model, int64_t batch, double seconds) {
   const Device d = model.device();
   const PatternBatch data(model.config(), batch, d);
   ParameterArena arena(model.parameters());
@@ -110,7 +110,7 @@ StepTiming time_steps(VisionTransformer& model, int64_t batch, double seconds) {
   return r;
 }
 
-StepEstimate estimate_step(VisionTransformer& model, int64_t batch) {
+StepEstimate estimate_step(ImageModel& model, int64_t batch) {
   const PatternBatch data(model.config(), std::min<int64_t>(batch, 8), model.device());
   const double factor = double(batch) / double(data.labels.size(0));
   const uint64_t generator = context().generator.state();
@@ -128,22 +128,17 @@ StepEstimate estimate_step(VisionTransformer& model, int64_t batch) {
   return e;
 }
 
-std::vector<ProductTiming> time_products(const VitConfig& c, int64_t batch, double seconds, Device dev) {
-  const int64_t t = batch * c.tokens(), n = c.tokens(), w = c.width, d = w / c.heads, h = batch * c.heads;
-  const struct {
-    const char* name;
-    Shape a, b;
-  } shapes[] = {{"patch embedding",
-                 {batch * c.grid() * c.grid(), c.in_channels * c.patch * c.patch},
-                 {w, c.in_channels * c.patch * c.patch}},
-                {"qkv", {t, w}, {3 * w, w}},
-                {"scores", {h, n, d}, {h, n, d}},
-                {"context", {h, n, n}, {h, d, n}},
-                {"proj", {t, w}, {w, w}},
-                {"fc1", {t, w}, {c.hidden(), w}},
-                {"fc2", {t, c.hidden()}, {w, c.hidden()}}};
+std::vector<ProductTiming> time_products(const ImageModel& model, int64_t batch, double seconds, Device dev) {
   std::vector<ProductTiming> all;
-  for (const auto& s : shapes) {
+  std::vector<ProductCost> seen;
+  for (ProductCost s : model.product_costs()) {
+    const auto same = [&](const ProductCost& p) {
+      return p.a == s.a && p.b == s.b && p.has_weight == s.has_weight;
+    };
+    if (std::any_of(seen.begin(), seen.end(), same)) continue;
+    seen.push_back(s);
+    s.a.set(s.has_weight ? -2 : 0, s.a[s.has_weight ? -2 : 0] * batch);
+    if (!s.has_weight) s.b.set(0, s.b[0] * batch);
     const Tensor a = pattern(s.a, dev), b = pattern(s.b, dev);
     Shape out = s.a;
     out.set(-1, s.b[-2]);

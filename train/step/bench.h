@@ -4,7 +4,7 @@
 #include <string>
 #include <vector>
 
-#include "nn/models/vit.h"
+#include "nn/models/image_model.h"
 
 namespace lowbit {
 
@@ -17,7 +17,7 @@ struct StepTiming {
 };
 
 /// Steps of AdamW on `batch` images for about `seconds`, after two warm-up steps. The model is changed.
-StepTiming time_steps(VisionTransformer& model, int64_t batch, double seconds);
+StepTiming time_steps(ImageModel& model, int64_t batch, double seconds);
 
 struct StepEstimate {
   double seconds = 0;      ///< of one step at `batch`
@@ -25,13 +25,14 @@ struct StepEstimate {
   std::string per_op;      ///< table of saved bytes by op
 };
 /// Runs one forward and backward of at most 8 images and scales to `batch`. Leaves no gradients behind.
-StepEstimate estimate_step(VisionTransformer& model, int64_t batch);
+StepEstimate estimate_step(ImageModel& model, int64_t batch);
 
 struct ProductTiming {
   std::string name;
   double f32 = 0, int8 = 0;  ///< G multiply-adds ·2 a second
 };
 /// Every distinct matrix product of the model's forward pass for `batch` images, f32 and u8 × s8.
-std::vector<ProductTiming> time_products(const VitConfig& c, int64_t batch, double seconds, Device d = {});
+std::vector<ProductTiming> time_products(const ImageModel& model, int64_t batch, double seconds,
+                                         Device d = {});
 
 }  // namespace lowbit

@@ -45,7 +45,7 @@ Interpolation interpolation(const std::string& name) {
   return name == "random" ? Interpolation::random : Interpolation::bicubic;
 }
 
-void statistics(const Options& o, const VitConfig& c, TransformOptions& t) {
+void statistics(const Options& o, const ImageConfig& c, TransformOptions& t) {
   const std::vector<double> mean = o.reals("mean", 3), std = o.reals("std", 3);
   for (size_t i = 0; i < 3; ++i) {
     t.normalization.mean[i] = o.given("mean") ? float(mean[i]) : c.mean[i];
@@ -62,7 +62,7 @@ std::string numbers(const float (&v)[3]) {
   return s;
 }
 
-TransformOptions eval_transform(const Options& o, const VitConfig& c) {
+TransformOptions eval_transform(const Options& o, const ImageConfig& c) {
   TransformOptions t;
   t.size = int(c.image_size);
   t.interpolation = interpolation(o.text("interpolation"));
@@ -71,7 +71,7 @@ TransformOptions eval_transform(const Options& o, const VitConfig& c) {
   return t;
 }
 
-TransformOptions train_transform(const Options& o, const VitConfig& c) {
+TransformOptions train_transform(const Options& o, const ImageConfig& c) {
   if (o.text("augment") == "none") return eval_transform(o, c);
   TransformOptions t;
   t.size = int(c.image_size);
@@ -97,7 +97,7 @@ TransformOptions train_transform(const Options& o, const VitConfig& c) {
   return t;
 }
 
-BatchAugmentOptions batch_augment(const Options& o, const VitConfig& c) {
+BatchAugmentOptions batch_augment(const Options& o, const ImageConfig& c) {
   using Mode = MixupOptions::Mode;
   BatchAugmentOptions b;
   b.mixup.mixup = o.real("mixup"), b.mixup.cutmix = o.real("cutmix");
@@ -127,7 +127,7 @@ BatchAugmentOptions batch_augment(const Options& o, const VitConfig& c) {
 
 /// The training images as the options want them: with stored labels and crops, to be mixed and erased, or
 /// plain.
-std::shared_ptr<const Dataset> training_images(const Options& o, const VitConfig& c, ImageList list,
+std::shared_ptr<const Dataset> training_images(const Options& o, const ImageConfig& c, ImageList list,
                                                DataSets& d) {
   const BatchAugmentOptions b = batch_augment(o, c);
   if (o.text("soft-labels").empty()) {
@@ -154,7 +154,7 @@ std::shared_ptr<const Dataset> training_images(const Options& o, const VitConfig
 /// Number of the first validation image: the same however many images are trained on.
 constexpr int64_t kSyntheticValidation = 1'000'000'000;
 
-void open_synthetic(const Options& o, const VitConfig& c, bool with_train, DataSets& d) {
+void open_synthetic(const Options& o, const ImageConfig& c, bool with_train, DataSets& d) {
   SyntheticDataset::Options s;
   s.classes = c.classes, s.size = int(c.image_size), s.seed = uint64_t(o.integer("seed"));
   s.samples = with_train ? std::max<int64_t>(o.integer("limit-train"), 0) : 0;
@@ -180,28 +180,17 @@ constexpr const char* kPrefix = "lowbit.";
 
 }  // namespace
 
-VitConfig model_config(const Options& o, int64_t classes) {
-  VitConfig c = vit_config(o.text("model"));
-  const auto take = [&](const char* name, int64_t& field) {
-    if (o.integer(name) > 0) field = o.integer(name);
-  };
-  take("image-size", c.image_size);
-  take("patch-size", c.patch);
-  take("embed-dim", c.width);
-  take("depth", c.depth);
-  take("heads", c.heads);
-  if (o.real("mlp-ratio") > 0) c.mlp_ratio = o.real("mlp-ratio");
-  c.qk_reparam = o.flag("qk-reparam");
-  if (classes > 0) c.classes = classes;
-  LOWBIT_CHECK(c.width % c.heads == 0, usage, o.verb().name, "--heads must divide the width (got ", c.heads,
-               " heads, --embed-dim ", c.width, ")");
-  LOWBIT_CHECK(c.image_size % c.patch == 0, usage, o.verb().name,
-               "--image-size must be a multiple of --patch-size (got ", c.image_size, " and ", c.patch, ")");
-  if (find_option("drop-path", o.verb().mask)) c.dropout = o.real("drop"), c.drop_path = o.real("drop-path");
-  return c;
+ModelPlan model_plan(const Options& o, int64_t classes, int64_t image_size) {
+  ModelChanges m;
+  m.image_size = image_size > 0 ? image_size : o.integer("image-size"), m.classes = classes;
+  m.patch = o.integer("patch-size"), m.width = o.integer("embed-dim"), m.depth = o.integer("depth");
+  m.heads = o.integer("heads"), m.mlp_ratio = o.real("mlp-ratio");
+  m.qk_reparam = o.flag("qk-reparam");
+  if (find_option("drop-path", o.verb().mask)) m.dropout = o.real("drop"), m.drop_path = o.real("drop-path");
+  return plan_model(o.text("model"), m);
 }
 
-DataSets open_data(const Options& o, const VitConfig& c, bool with_train) {
+DataSets open_data(const Options& o, const ImageConfig& c, bool with_train) {
   DataSets d;
   if (o.flag("synthetic")) {
     open_synthetic(o, c, with_train, d);
@@ -215,7 +204,7 @@ DataSets open_data(const Options& o, const VitConfig& c, bool with_train) {
     if (with_train) {
       ImageList train = open_image_split(o.text("data"), o.text("train-split"));
       d.description += str_cat(train.size(), " training and ");
-      VitConfig trained = c;
+      ImageConfig trained = c;
       trained.classes = o.integer("num-classes") > 0 ? o.integer("num-classes") : d.classes;
       d.train = training_images(o, trained, std::move(train), d);
     }
@@ -272,13 +261,13 @@ bool take_saved_settings(Options& o, const WeightFile& file, bool classes) {
   return taken;
 }
 
-std::string input_statistic(const Options& o, const VitConfig& c, const std::string& which) {
+std::string input_statistic(const Options& o, const ImageConfig& c, const std::string& which) {
   TransformOptions t;
   statistics(o, c, t);
   return numbers(which == "mean" ? t.normalization.mean : t.normalization.std);
 }
 
-StringMap settings_to_save(const Options& o, const VitConfig& c) {
+StringMap settings_to_save(const Options& o, const ImageConfig& c) {
   StringMap s;
   for (const char* name : kSavedOptions) s[std::string(kPrefix) + name] = o.raw(name);
   s[std::string(kPrefix) + "num-classes"] = std::to_string(c.classes);
@@ -286,9 +275,8 @@ StringMap settings_to_save(const Options& o, const VitConfig& c) {
   return s;
 }
 
-std::vector<std::string> load_into(VisionTransformer& model, const WeightFile& file, bool replace_head,
+std::vector<std::string> load_into(ImageModel& model, const WeightFile& file, bool replace_head,
                                    bool allow_partial) {
-  const VitConfig& c = model.config();
   WeightFile f = file;
   std::vector<std::string> notes;
   const TensorMap own = model.state();
@@ -303,17 +291,19 @@ std::vector<std::string> load_into(VisionTransformer& model, const WeightFile& f
       it = drop ? f.tensors.erase(it) : std::next(it);
     }
   const AdaptTensor adapt = [&](const std::string& name, const Tensor& t, const Shape& target) {
-    if (name != "pos_embed" || t.ndim() != 3 || t.size(2) != target[2]) return Tensor{};
-    notes.push_back(str_cat("pos_embed resized from ", t.shape().str(), " to ", target.str()));
-    return resize_pos_embed(t, c.prefix_tokens(), c.grid());
+    const Tensor fitted = model.fitted(name, t);
+    if (fitted.defined())
+      notes.push_back(str_cat(name, " resized from ", t.shape().str(), " to ", target.str()));
+    return fitted;
   };
   WeightMatch match = match_weights(own, f, adapt);
   const std::set<std::string> quantizers = quantizer_state(model);
   const auto is_quantizer = [&](const std::string& name) { return quantizers.contains(name); };
   const bool float_file = std::all_of(quantizers.begin(), quantizers.end(),
                                       [&](const std::string& name) { return !match.matched.contains(name); });
+  const std::set<std::string> optional = model.optional_state();
   std::erase_if(match.missing, [&](const std::string& name) {
-    return (replace_head && is_head(name)) || (float_file && is_quantizer(name));
+    return optional.contains(name) || (replace_head && is_head(name)) || (float_file && is_quantizer(name));
   });
   require_match(match, file.path, allow_partial);
   model.load(match.matched, false);

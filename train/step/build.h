@@ -8,7 +8,7 @@
 #include "data/core/loader.h"
 #include "data/core/sampler.h"
 #include "data/image/batch_augment.h"
-#include "nn/models/vit.h"
+#include "nn/models/factory.h"
 #include "train/checkpoint/weights.h"
 #include "train/config/options.h"
 
@@ -22,13 +22,12 @@ struct DataSets {
   std::string description;  ///< one line for the log
 };
 
-/// Config of --model with --image-size, --patch-size, … and the number of classes; `classes` 0 keeps the
-/// model's own.
-VitConfig model_config(const Options& o, int64_t classes);
+/// --model with --image-size, --patch-size, … and the number of classes; 0 keeps the model's own.
+ModelPlan model_plan(const Options& o, int64_t classes, int64_t image_size = 0);
 
 /// Opens --data (or --synthetic) with the transforms that the options and the model's input statistics name.
 /// `with_train`: the training split too. Errors  usage: neither --data nor --synthetic; io: folders, files
-DataSets open_data(const Options& o, const VitConfig& c, bool with_train);
+DataSets open_data(const Options& o, const ImageConfig& c, bool with_train);
 
 /// Mixes and erases where `augment` says so, and puts the crops of an image side by side as images: fields
 /// become images f32 [N, 3, S, S], labels [N] and, where labels are soft, targets [N, classes].
@@ -43,16 +42,16 @@ StringMap saved_settings(const WeightFile& file);
 bool take_saved_settings(Options& o, const WeightFile& file, bool classes = true);
 
 /// "mean" or "std" of the model's input as text "R,G,B": the option's, else the model's own.
-std::string input_statistic(const Options& o, const VitConfig& c, const std::string& which);
+std::string input_statistic(const Options& o, const ImageConfig& c, const std::string& which);
 
 /// Options of the run that a weight file should carry, so that eval needs no more than the file.
-StringMap settings_to_save(const Options& o, const VitConfig& c);
+StringMap settings_to_save(const Options& o, const ImageConfig& c);
 
 /// Copies weights into the model. Position embeddings of another grid are resized, fused and split q/k/v
 /// converted; with `replace_head` a classifier for another number of classes stays at its initialisation. A
 /// file without quantizer state fits a quantized model. Every other difference in names or shapes is an
 /// Error(io), unless `allow_partial`. Returns lines for the log.
-std::vector<std::string> load_into(VisionTransformer& model, const WeightFile& file, bool replace_head,
+std::vector<std::string> load_into(ImageModel& model, const WeightFile& file, bool replace_head,
                                    bool allow_partial);
 
 }  // namespace lowbit

@@ -7,7 +7,7 @@
 
 namespace lowbit {
 
-EvalResult evaluate(VisionTransformer& model, Loader& loader,
+EvalResult evaluate(ImageModel& model, Loader& loader,
                     const std::function<bool(const EvalResult&, int64_t)>& progress) {
   const bool was_training = model.training();
   model.eval();

@@ -2,7 +2,7 @@
 #include <functional>
 
 #include "data/core/loader.h"
-#include "nn/models/vit.h"
+#include "nn/models/image_model.h"
 #include "train/metrics/averages.h"
 
 namespace lowbit {
@@ -16,7 +16,7 @@ struct EvalResult {
 
 /// Runs the model over one epoch of the loader in evaluation mode and restores its mode. `progress` is called
 /// after every batch with the figures so far; when it returns false the evaluation ends early.
-EvalResult evaluate(VisionTransformer& model, Loader& loader,
+EvalResult evaluate(ImageModel& model, Loader& loader,
                     const std::function<bool(const EvalResult&, int64_t batch)>& progress = {});
 
 }  // namespace lowbit

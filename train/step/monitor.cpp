@@ -109,7 +109,7 @@ void Warnings::loader(int64_t step, double step_seconds, double waited, int64_t 
                    ") or store smaller images")}});
 }
 
-Monitor::Monitor(VisionTransformer& model, bool track, Log& log) : model_(model), log_(log), warnings_(log) {
+Monitor::Monitor(ImageModel& model, bool track, Log& log) : model_(model), log_(log), warnings_(log) {
   if (track) watch_.emplace(model);
   if (watch_ && watch_->empty()) watch_.reset();
 }
@@ -175,8 +175,7 @@ void Monitor::load(const TensorMap& s) {
   if (const auto share = s.find("share"); share != s.end()) share_ = share->second.item<double>();
 }
 
-std::string find_nonfinite(VisionTransformer& model, const Tensor& images,
-                           const std::function<void()>& pass) {
+std::string find_nonfinite(ImageModel& model, const Tensor& images, const std::function<void()>& pass) {
   if (!all_finite(images)) return "the images are not finite";
   for (const NamedParameter& p : model.parameters())
     if (!all_finite(p.parameter->var.data())) return "the parameter " + p.name + " is not finite";

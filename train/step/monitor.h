@@ -10,7 +10,7 @@
 #include <utility>
 #include <vector>
 
-#include "nn/models/vit.h"
+#include "nn/models/image_model.h"
 #include "quant/oscillation.h"
 #include "train/metrics/log.h"
 #include "train/metrics/run_log.h"
@@ -45,7 +45,7 @@ class Warnings {
 class Monitor {
  public:
   /// `track`: the oscillation of the weights too.
-  Monitor(VisionTransformer& model, bool track, Log& log);
+  Monitor(ImageModel& model, bool track, Log& log);
   bool tracking() const { return watch_.has_value(); }
   void before_step() {
     if (watch_) watch_->step();
@@ -66,7 +66,7 @@ class Monitor {
   void load(const TensorMap& s);
 
  private:
-  VisionTransformer& model_;
+  ImageModel& model_;
   Log& log_;
   std::optional<WeightWatch> watch_;
   Warnings warnings_;
@@ -75,6 +75,6 @@ class Monitor {
 
 /// Runs `pass` again with every operation's output checked and says which was the first that is not finite,
 /// and the slot of the model that was passed before it; or which input or parameter is not finite already.
-std::string find_nonfinite(VisionTransformer& model, const Tensor& images, const std::function<void()>& pass);
+std::string find_nonfinite(ImageModel& model, const Tensor& images, const std::function<void()>& pass);
 
 }  // namespace lowbit

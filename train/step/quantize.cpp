@@ -5,7 +5,7 @@
 
 namespace lowbit {
 
-Report quantize(VisionTransformer& model, const Options& o) {
+Report quantize(ImageModel& model, const Options& o) {
   SchemeOptions s;
   s.wbits = int(o.integer("wbits")), s.abits = int(o.integer("abits")),
   s.edge_bits = int(o.integer("edge-bits"));
@@ -16,7 +16,7 @@ Report quantize(VisionTransformer& model, const Options& o) {
   return install(model, load_scheme(o.text("quantizer"), s));
 }
 
-void calibrate(VisionTransformer& model, const Options& o, const DataSets& data, Log& log) {
+void calibrate(ImageModel& model, const Options& o, const DataSets& data, Log& log) {
   int64_t open = 0;
   bool observing = false;
   for (const auto& [name, q] : quantizers(model)) {

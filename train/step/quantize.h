@@ -1,5 +1,5 @@
 #pragma once
-#include "nn/models/vit.h"
+#include "nn/models/image_model.h"
 #include "quant/scheme/scheme.h"
 #include "train/config/options.h"
 #include "train/metrics/log.h"
@@ -9,11 +9,11 @@ namespace lowbit {
 
 /// Puts the quantizers of --quantizer at --wbits, --abits and --edge-bits into the model's slots. Nothing is
 /// installed when both widths are 32.   Errors  usage: no such scheme
-Report quantize(VisionTransformer& model, const Options& o);
+Report quantize(ImageModel& model, const Options& o);
 
 /// Gives every quantizer that has no scale yet its first one from one forward pass in evaluation mode over
 /// --calibration-images training images (validation images where no training images were opened). Quantizers
 /// that observe ranges are fixed afterwards.
-void calibrate(VisionTransformer& model, const Options& o, const DataSets& data, Log& log);
+void calibrate(ImageModel& model, const Options& o, const DataSets& data, Log& log);
 
 }  // namespace lowbit

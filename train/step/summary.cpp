@@ -3,8 +3,8 @@
 #include <algorithm>
 #include <cstdio>
 #include <map>
+#include <regex>
 
-#include "nn/models/vit_cost.h"
 #include "quant/scheme/scheme.h"
 
 namespace lowbit {
@@ -27,9 +27,10 @@ std::string width_text(int bits) { return bits == kFloatBits ? "float" : std::to
 
 /// "blocks.3.attn.qkv" → {"blocks.*.attn.qkv", 3}; names without a block keep −1.
 std::pair<std::string, int64_t> without_block(const std::string& name) {
-  if (!name.starts_with("blocks.")) return {name, -1};
-  const size_t dot = name.find('.', 7);
-  return {"blocks.*" + name.substr(dot), std::stoll(name.substr(7, dot - 7))};
+  static const std::regex form(R"((.*blocks\.|features\.\d+\.)(\d+)(\..*))");
+  std::smatch m;
+  if (!std::regex_match(name, m, form)) return {name, -1};
+  return {m[1].str() + "*" + m[3].str(), std::stoll(m[2])};
 }
 
 }  // namespace
@@ -48,7 +49,7 @@ std::string count_text(double count) {
   return formatted(u == 0 ? "%.0f%s" : "%.2f %s", count, units[u]);
 }
 
-ModelSize model_size(VisionTransformer& model) {
+ModelSize model_size(ImageModel& model) {
   ModelSize size;
   const std::map<std::string, int> bits = slot_bits(model);
   const auto of_quantizers = quantizer_state(model);
@@ -56,15 +57,15 @@ ModelSize model_size(VisionTransformer& model) {
     (of_quantizers.contains(p.name) ? size.quantizer_parameters : size.parameters) +=
         p.parameter->var.numel();
   size.weight_bits = double(model_bits(model));
-  for (const ProductCost& c : product_costs(model.config())) {
+  for (const ProductCost& c : model.product_costs()) {
     const int left = width_of(bits, c.left), right = width_of(bits, c.right);
-    size.macs += double(c.macs);
-    size.bops += double(c.macs) * left * right;
+    size.macs += double(c.macs());
+    size.bops += double(c.macs()) * left * right;
   }
   return size;
 }
 
-std::vector<BitMapRow> bit_map_rows(VisionTransformer& model) {
+std::vector<BitMapRow> bit_map_rows(ImageModel& model) {
   const std::map<std::string, int> bits = slot_bits(model);
   struct Group {
     std::string name;
@@ -72,28 +73,28 @@ std::vector<BitMapRow> bit_map_rows(VisionTransformer& model) {
     BitMapRow row;
   };
   std::vector<Group> groups;
-  for (const ProductCost& c : product_costs(model.config())) {
+  for (const ProductCost& c : model.product_costs()) {
     const auto [name, block] = without_block(c.name);
     const int left = width_of(bits, c.left), right = width_of(bits, c.right);
     auto it = std::find_if(groups.begin(), groups.end(), [&, n = name](const Group& g) {
       return g.name == n && g.row.left_bits == left && g.row.right_bits == right;
     });
     if (it == groups.end())
-      it = groups.insert(groups.end(), {name, block, block, {name, c.weights > 0, left, right, 0}});
+      it = groups.insert(groups.end(), {name, block, block, {name, c.has_weight, left, right, 0}});
     it->last = block;
-    it->row.macs += double(c.macs);
+    it->row.macs += double(c.macs());
   }
   std::vector<BitMapRow> rows;
   for (Group& g : groups) {
     if (g.first >= 0)
-      g.row.products.replace(7, 1,
+      g.row.products.replace(g.row.products.find('*'), 1,
                              g.first == g.last ? std::to_string(g.first) : str_cat(g.first, "-", g.last));
     rows.push_back(g.row);
   }
   return rows;
 }
 
-std::string bit_map_text(VisionTransformer& model) {
+std::string bit_map_text(ImageModel& model) {
   std::string text;
   for (const BitMapRow& r : bit_map_rows(model)) {
     char line[160];
@@ -106,7 +107,7 @@ std::string bit_map_text(VisionTransformer& model) {
   return text + "  norms, softmax, GELU, residual sums, biases and embeddings: float\n";
 }
 
-std::string model_line(VisionTransformer& model) {
+std::string model_line(ImageModel& model) {
   const ModelSize s = model_size(model);
   std::string line = str_cat(model.config().name, ", ", count_text(double(s.parameters)), " parameters");
   if (s.quantizer_parameters) line += str_cat(" + ", s.quantizer_parameters, " of quantizers");

@@ -86,8 +86,7 @@ OptimizerOptions optimizer_options(const Options& o) {
   return p;
 }
 
-Trainer::Trainer(const Options& o, VisionTransformer& model, VisionTransformer* teacher, const DataSets& data,
-                 Log& log)
+Trainer::Trainer(const Options& o, ImageModel& model, ImageModel* teacher, const DataSets& data, Log& log)
     : o_(o),
       model_(model),
       teacher_(teacher),
@@ -218,7 +217,7 @@ Variable Trainer::loss(const Loader::Batch& b, Variable& logits) {
   const Variable images(b.fields[0]);
   const Tensor& labels = b.fields[1];
   const Tensor targets = b.fields.size() > 2 ? b.fields[2] : Tensor{};
-  const VisionTransformer::Heads h = model_.heads(images);
+  const ImageModel::Heads h = model_.heads(images);
   logits = h.cls;
   const double smoothing = o_.real("smoothing");
   const auto classified = [&](const Variable& scores) {

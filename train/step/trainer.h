@@ -7,7 +7,7 @@
 #include <string>
 
 #include "data/core/loader.h"
-#include "nn/models/vit.h"
+#include "nn/models/image_model.h"
 #include "quant/annealing.h"
 #include "train/checkpoint/state.h"
 #include "train/metrics/log.h"
@@ -36,8 +36,7 @@ using StopRequest = std::function<bool()>;
 class Trainer {
  public:
   /// The model is loaded, quantized and calibrated.
-  Trainer(const Options& o, VisionTransformer& model, VisionTransformer* teacher, const DataSets& data,
-          Log& log);
+  Trainer(const Options& o, ImageModel& model, ImageModel* teacher, const DataSets& data, Log& log);
   /// Continues from a checkpoint of this run: every later bit is that of the uninterrupted run.
   /// Errors  io: not a checkpoint of this model and these options; its message begins with `what`
   void resume(const RunCheckpoints::Resume& from, const std::string& what);
@@ -68,8 +67,8 @@ class Trainer {
   double rate() const;
 
   const Options& o_;
-  VisionTransformer& model_;
-  VisionTransformer* teacher_;
+  ImageModel& model_;
+  ImageModel* teacher_;
   Log& log_;
   StringMap settings_;
   ParameterArena arena_;

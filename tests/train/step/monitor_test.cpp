@@ -8,6 +8,7 @@
 #include <fstream>
 
 #include "autograd/ops/reduce.h"
+#include "nn/models/vit.h"
 #include "quant/scheme/scheme.h"
 #include "tests/support/golden.h"
 #include "tests/support/temp_dir.h"

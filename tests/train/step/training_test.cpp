@@ -8,6 +8,7 @@
 #include "autograd/core/node.h"
 #include "autograd/ops/broadcast.h"
 #include "autograd/ops/cross_entropy.h"
+#include "nn/models/vit.h"
 #include "tensor/core/context.h"
 #include "tensor/core/thread_pool.h"
 #include "tests/support/golden.h"
