@@ -254,6 +254,12 @@ void run_amx(const IntTile& t) {
   const auto* a = reinterpret_cast<const char*>(t.a);
   const auto* b = reinterpret_cast<const char*>(t.b);
   const char* const a1 = a + 16 * a_row;
+  if (!t.plain)
+    for (int r = 0; r < t.rows; ++r) {  // rows of C are far apart
+      const auto* const c = static_cast<const uint32_t*>(t.c) + r * t.ldc;
+      prefetch(c);
+      if constexpr (kColTiles == 2) prefetch(c + t.cols - 1);
+    }
   _tile_zero(0);
   _tile_zero(1);
   _tile_zero(2);
