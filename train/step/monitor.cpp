@@ -20,16 +20,21 @@ std::string number(const char* form, double v) {
   return text;
 }
 
-/// "blocks.0.attn.qkv.weight" → "blocks.0.attn.qkv"; activations keep the name of their slot.
-std::string layer_name(const std::string& slot) {
-  return slot.ends_with(".weight") ? slot.substr(0, slot.size() - 7) : slot;
-}
-
+/// By layer: "blocks.0.attn.qkv.weight" → "blocks.0.attn.qkv"; activations keep the name of their slot, and
+/// so does the weight of a layer with the name of such a slot (attn.v under query-key reparameterization).
 std::vector<std::pair<std::string, std::vector<float>>> all_scales(Module& model) {
+  constexpr std::string_view kWeight = ".weight";
   std::vector<std::pair<std::string, std::vector<float>>> all;
-  for (const auto& [slot, q] : quantizers(model))
-    if (q->quant_state() != QuantState::off && q->initialised())
-      all.emplace_back(layer_name(slot), q->scale().to_vector<float>());
+  std::set<std::string> slots;
+  const auto installed = quantizers(model);
+  for (const auto& [slot, q] : installed) slots.insert(slot);
+  for (const auto& [slot, q] : installed) {
+    if (q->quant_state() == QuantState::off || !q->initialised()) continue;
+    std::string name = slot;
+    if (slot.ends_with(kWeight) && !slots.contains(slot.substr(0, slot.size() - kWeight.size())))
+      name.resize(slot.size() - kWeight.size());
+    all.emplace_back(std::move(name), q->scale().to_vector<float>());
+  }
   return all;
 }
 

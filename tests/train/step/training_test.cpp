@@ -4,14 +4,18 @@
 
 #include <cmath>
 #include <cstring>
+#include <optional>
 
 #include "autograd/core/node.h"
 #include "autograd/ops/broadcast.h"
 #include "autograd/ops/cross_entropy.h"
 #include "nn/models/vit.h"
+#include "quant/annealing.h"
+#include "quant/scheme/scheme.h"
 #include "tensor/core/context.h"
 #include "tensor/core/thread_pool.h"
 #include "tests/support/golden.h"
+#include "train/optim/clip.h"
 #include "train/optim/optimizer.h"
 #include "train/schedule/schedule.h"
 #include "train/step/quantize.h"
@@ -24,12 +28,27 @@ VitConfig golden_config(const nlohmann::json& c) {
   v.name = "golden", v.distilled = true;
   v.image_size = c.value("img", 32), v.patch = c.value("patch_size", 8);
   v.width = c.at("C"), v.depth = c.at("depth"), v.heads = c.at("H"), v.classes = c.at("ncls");
+  v.qk_reparam = c.value("qkr", false);
   return v;
 }
 
+/// Tensors "<prefix><name>" under our names: q, k and v have a shift each where the files have one for the
+/// three.
 TensorMap part(const GoldenFile& file, const std::string& prefix) {
+  const std::string shift = "move_qkv_b4.bias";
   TensorMap m;
-  for (const auto& name : file.names_with_prefix(prefix)) m[name.substr(prefix.size())] = file.tensor(name);
+  for (const auto& key : file.names_with_prefix(prefix)) {
+    const std::string name = key.substr(prefix.size());
+    const Tensor t = file.tensor(key);
+    if (!name.ends_with(shift)) {
+      m[name] = t;
+      continue;
+    }
+    const int64_t c = t.size(0) / 3;
+    for (int i = 0; i < 3; ++i)
+      m[name.substr(0, name.size() - shift.size()) + "move_" + "qkv"[i] + "_b4.bias"] =
+          t.slice(0, i * c, (i + 1) * c).clone();
+  }
   return m;
 }
 
@@ -83,19 +102,31 @@ TEST(TrainingGolden, SmallDistilledModels) {
   EXPECT_GT(checked, 0);
 }
 
-// ---- ofq/train_adamw_float
+// ---- ofq/train_*
+
+/// Puts OFQ's quantizers into a model of the files, which keep the patch embedding in float.
+void quantize_as_published(VisionTransformer& model, const nlohmann::json& c) {
+  if (c.at("wbits").is_null()) return;
+  SchemeOptions o;
+  o.wbits = c.at("wbits"), o.abits = c.at("abits"), o.qk_reparam = c.at("qkr");
+  Scheme scheme = load_scheme("ofq", o);
+  scheme.rules.push_back({R"(patch_embed\..*)", {{"quantizer", "none"}}});
+  install(model, scheme);
+}
 
 struct Trace {
   const GoldenFile& file;
   std::string name;
   nlohmann::json c;
-  VisionTransformer model, teacher;
+  VisionTransformer model;
+  std::optional<VisionTransformer> teacher;
   ParameterArena arena;
   Optimizer optimizer;
   Schedule schedule;
   std::vector<double> losses, rates;
   Tensor labels;
   int64_t steps_per_epoch;
+  std::optional<ConfidenceAnnealing> annealing;
 
   static OptimizerOptions optimizer_of(const nlohmann::json& c) {
     OptimizerOptions o;
@@ -113,16 +144,23 @@ struct Trace {
         name(n),
         c(settings),
         model(golden_config(c), 0),
-        teacher(golden_config(c), 0),
-        arena(model.parameters()),
+        arena((quantize_as_published(model, c), model.parameters())),
         optimizer(arena, optimizer_of(c)),
         schedule(schedule_of(c)),
         losses(f.tensor(n + "/out/loss").to_vector<double>()),
         rates(f.tensor(n + "/out/lr").to_vector<double>()),
         labels(f.tensor(n + "/in/y")),
         steps_per_epoch(c.at("steps").get<int64_t>() / c.at("epochs").get<int64_t>()) {
-    teacher.load(part(f, n + "/teacher/"));
-    teacher.train();  // the published loop never switches it; only its class head is used
+    if (const TensorMap weights = part(f, n + "/teacher/"); !weights.empty()) {
+      VitConfig t = golden_config(c);
+      t.qk_reparam = false;
+      teacher.emplace(t, 0);
+      teacher->load(weights);
+      teacher->train();  // the published loop never switches it; only its class head is used
+    }
+    const std::string note = c.value("note", ""), range = "boundary_range ";
+    if (const size_t at = note.find(range); at != std::string::npos)
+      annealing.emplace(model, std::stod(note.substr(at + range.size())));
     model.train();
   }
 
@@ -135,17 +173,21 @@ struct Trace {
     const std::string prefix = str_cat(name, "/step_", k, "/");
     const TensorMap p = part(file, prefix + "p/");
     if (p.empty()) return false;
+    const TensorMap m = part(file, prefix + "m/"), v = part(file, prefix + "v/");
     TensorMap state = optimizer.state();
     for (auto& [key, t] : state) {
-      const std::string moment = key.starts_with("exp_avg_sq/") ? "v/" : "m/";
+      const TensorMap& moments = key.starts_with("exp_avg_sq/") ? v : m;
+      const auto moment = moments.find(key.substr(key.find('/') + 1));
       if (key == "steps")
         t.fill(double(k));
       else if (k == 0)
         t.fill(0);
-      else if (!file.has(prefix + moment + key.substr(key.find('/') + 1)))
+      else if (moments.empty())
         return false;
+      else if (moment == moments.end())
+        t.fill(0);  // a parameter that no gradient reaches has no moments there
       else
-        t.copy_from(file.tensor(prefix + moment + key.substr(key.find('/') + 1)));
+        t.copy_from(moment->second);
     }
     optimizer.load(state);
     model.load(p);
@@ -153,35 +195,50 @@ struct Trace {
   }
   /// One step; checks the loss before it and the learning rate.
   void step(int64_t k, double loss_tolerance) {
-    Tensor target;
-    {
-      NoGrad off;
-      target = teacher.heads(Variable(batch(k))).cls.data();
-    }
     optimizer.zero_grad();
-    const Variable loss = distillation_loss(model, batch(k), labels.select(0, k).packed(), target);
+    const Variable loss = step_loss(k);
     const double value = double(loss.data().item<float>()), expected = losses[size_t(k)];
     EXPECT_NEAR(value, expected, loss_tolerance * std::fabs(expected)) << "loss " << k;
     loss.backward();
     const double lr = schedule.lr(double(c.at("start_epoch").get<int64_t>() + k / steps_per_epoch));
     EXPECT_NEAR(lr, rates[size_t(k)], 1e-12) << "learning rate " << k;
+    if (annealing) annealing->before_update();
+    if (!c.at("clip_grad").is_null()) clip_gradients(arena, ClipMode::norm, c.at("clip_grad"));
     optimizer.step(lr);
+    if (annealing) annealing->after_update();
+  }
+  Variable step_loss(int64_t k) {
+    const Tensor y = labels.select(0, k).packed();
+    if (!teacher) return cross_entropy(model.heads(Variable(batch(k))).cls, y, 0.1);
+    Tensor target;
+    {
+      NoGrad off;
+      target = teacher->heads(Variable(batch(k))).cls.data();
+    }
+    if (y.dtype() == DType::i64) return distillation_loss(model, batch(k), y, target);
+    const auto h = model.heads(Variable(batch(k)));  // mixed labels
+    return add(teacher_cross_entropy(h.dist, Variable(target)), soft_cross_entropy(h.cls, y));
   }
   /// After one step from a stored snapshot: 1e-3·lr, 2·lr where the gradient is rounding noise, and the
   /// rounding of the stored value.
   void expect_parameters(int64_t k) {
     const double lr = rates[size_t(k) - 1];
+    const TensorMap expected = part(file, str_cat(name, "/step_", k, "/p/"));
     for (size_t i = 0; i < arena.size(); ++i) {
       const ArenaSlice& s = arena.layout().slices[i];
       const auto got = arena.values().window(i).to_vector<float>(),
                  g = arena.grads().window(i).to_vector<float>();
-      const auto want = file.tensor(str_cat(name, "/step_", k, "/p/", s.name)).to_vector<float>();
+      const auto want = expected.at(s.name).to_vector<float>();
       ASSERT_EQ(got.size(), want.size()) << s.name;
       float largest = 0;
       for (float v : g) largest = std::max(largest, std::fabs(v));
       for (size_t j = 0; j < got.size(); ++j) {
         const bool key_bias = s.name.ends_with("qkv.bias") && j >= got.size() / 3 && j < got.size() / 3 * 2;
-        const bool noise = key_bias || std::fabs(g[j]) < 1e-6f * largest;
+        // Softmax cancels what is added to all keys; of the shift before, only clipped values pass a gradient
+        // on.
+        const bool dead = s.name.ends_with("move_qkx_aft.bias") || s.name.ends_with("move_k_aft.bias") ||
+                          s.name.ends_with("move_qkx_b4.bias");
+        const bool noise = key_bias || dead || std::fabs(g[j]) < 1e-6f * largest;
         const double bound = (noise ? 2 : 1e-3) * lr + 1.2e-7 * std::fabs(double(want[j]));
         ASSERT_NEAR(got[j], want[j], bound) << s.name << "[" << j << "] after step " << k;
       }
@@ -204,33 +261,35 @@ TEST(TrainingGolden, ParameterGroups) {
   }
 }
 
-TEST(TrainingGolden, OneStepFromEverySnapshot) {
-  LOWBIT_GOLDEN_OR_SKIP(path, "ofq/train_adamw_float.safetensors");
+/// One step from every stored snapshot; then, for float models, the whole run. Quantized runs drift apart
+/// over many steps because values round the other way, in the reference too (loss_drift_1e7 of the files).
+void check_trace(const std::string& file_name) {
+  LOWBIT_GOLDEN_OR_SKIP(path, file_name);
   const GoldenFile file(path);
   int checked = 0;
   for (const auto& [name, c] : file.cases()) {
     SCOPED_TRACE(name);
+    const bool quantized = !c.at("wbits").is_null();
     Trace t(file, name, c);
     for (int64_t k = 0; k < c.at("steps").get<int64_t>(); ++k) {
       if (!t.start(k)) continue;
-      t.step(k, 1e-5);
+      t.step(k, quantized ? 1e-4 : 1e-5);
       if (!file.names_with_prefix(str_cat(name, "/step_", k + 1, "/p/")).empty())
         t.expect_parameters(k + 1), ++checked;
     }
+    if (quantized) continue;
+    Trace whole(file, name, c);
+    ASSERT_TRUE(whole.start(0));
+    for (int64_t k = 0; k < c.at("steps").get<int64_t>(); ++k) whole.step(k, 1e-4);
   }
   EXPECT_GT(checked, 0);
 }
 
-TEST(TrainingGolden, EveryLossOfTheWholeRun) {
-  LOWBIT_GOLDEN_OR_SKIP(path, "ofq/train_adamw_float.safetensors");
-  const GoldenFile file(path);
-  for (const auto& [name, c] : file.cases()) {
-    SCOPED_TRACE(name);
-    Trace t(file, name, c);
-    ASSERT_TRUE(t.start(0));
-    for (int64_t k = 0; k < c.at("steps").get<int64_t>(); ++k) t.step(k, 1e-4);
-  }
-}
+TEST(TrainingGolden, FloatTrace) { check_trace("ofq/train_adamw_float.safetensors"); }
+TEST(TrainingGolden, TwoBitTrace) { check_trace("ofq/train_adamw_w2a2.safetensors"); }
+TEST(TrainingGolden, MixedLabelTrace) { check_trace("ofq/train_adamw_w4a4_mixed.safetensors"); }
+TEST(TrainingGolden, AnnealingTrace) { check_trace("ofq/train_cga_w2a2.safetensors"); }
+TEST(TrainingGolden, SgdTrace) { check_trace("ofq/train_sgd_w3a3.safetensors"); }
 
 // ---- one result, many ways
 
