@@ -54,14 +54,14 @@ void columns(int64_t M, int64_t N, F f, Out*... outputs) {
   const int64_t blocks = ceil_div(M, kRowBlock), tiles = ceil_div(N, detail::kColumnTile);
   S* const part = detail::scratch<S>(blocks * P::K * N);  // [blocks, K, N]
   const int64_t cell = std::min(M, kRowBlock) * std::min(N, detail::kColumnTile);
-  parallel_wide(blocks * tiles, std::max<int64_t>(1, kGrain / std::max<int64_t>(cell, 1)),
-               [&](int64_t b, int64_t e) {
-                 for (int64_t t = b; t < e; ++t) {
-                   const int64_t block = t / tiles, n0 = t % tiles * detail::kColumnTile;
-                   detail::column_block(block * kRowBlock, std::min(M, (block + 1) * kRowBlock), n0,
-                                        std::min(N, n0 + detail::kColumnTile), f, part + block * P::K * N, N);
-                 }
-               });
+  parallel_wide(
+      blocks * tiles, std::max<int64_t>(1, kGrain / std::max<int64_t>(cell, 1)), [&](int64_t b, int64_t e) {
+        for (int64_t t = b; t < e; ++t) {
+          const int64_t block = t / tiles, n0 = t % tiles * detail::kColumnTile;
+          detail::column_block(block * kRowBlock, std::min(M, (block + 1) * kRowBlock), n0,
+                               std::min(N, n0 + detail::kColumnTile), f, part + block * P::K * N, N);
+        }
+      });
   for (int k = 0; k < P::K; ++k) {
     std::fill_n(out[k], N, S(0));
     for (int64_t block = 0; block < blocks; ++block) {

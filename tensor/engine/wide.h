@@ -1,7 +1,7 @@
 #pragma once
 // Loops over ranges, in 512-bit vectors where the machine has them. The functor is compiled for both; what it
-// calls must be inlined into it to gain. Results do not depend on the choice: contraction of products and sums
-// is off, and the engines fix every order of summation.
+// calls must be inlined into it to gain. Results do not depend on the choice: contraction of products and
+// sums is off, and the engines fix every order of summation.
 
 #include "tensor/core/thread_pool.h"
 #include "tensor/engine/isa.h"
@@ -11,8 +11,7 @@ namespace lowbit::cpu {
 namespace detail {
 #if defined(__x86_64__) && defined(__GNUC__)
 template <class F>
-__attribute__((flatten, noinline,
-               target("avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512"))) void
+__attribute__((flatten, noinline, target("avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512"))) void
 run_wide(const F& f, int64_t begin, int64_t end) {
   f(begin, end);
 }
