@@ -166,12 +166,12 @@ void check_full(const std::string& file) {
   }
 }
 
-TEST(OfqFullModel, DeitTinyPlainW2A2) { check_full("ofq/full_deit_t_plain_w2a2.safetensors"); }
-TEST(OfqFullModel, DeitTinyW2A2) { check_full("ofq/full_deit_t_qkr_w2a2.safetensors"); }
-TEST(OfqFullModel, DeitTinyW4A4) { check_full("ofq/full_deit_t_qkr_w4a4.safetensors"); }
-TEST(OfqFullModel, DeitTinyW8A8) { check_full("ofq/full_deit_t_qkr_w8a8.safetensors"); }
-TEST(OfqFullModel, DeitSmallW2A2) { check_full("ofq/full_deit_s_qkr_w2a2.safetensors"); }
-TEST(OfqFullModel, DeitSmallW3A3) { check_full("ofq/full_deit_s_qkr_w3a3.safetensors"); }
+TEST(OfqGolden, FullDeitTinyPlainW2A2) { check_full("ofq/full_deit_t_plain_w2a2.safetensors"); }
+TEST(OfqGolden, FullDeitTinyW2A2) { check_full("ofq/full_deit_t_qkr_w2a2.safetensors"); }
+TEST(OfqGolden, FullDeitTinyW4A4) { check_full("ofq/full_deit_t_qkr_w4a4.safetensors"); }
+TEST(OfqGolden, FullDeitTinyW8A8) { check_full("ofq/full_deit_t_qkr_w8a8.safetensors"); }
+TEST(OfqGolden, FullDeitSmallW2A2) { check_full("ofq/full_deit_s_qkr_w2a2.safetensors"); }
+TEST(OfqGolden, FullDeitSmallW3A3) { check_full("ofq/full_deit_s_qkr_w3a3.safetensors"); }
 
 }  // namespace
 }  // namespace lowbit::test
