@@ -140,8 +140,17 @@ constexpr Rename kRenames[] = {
 constexpr std::string_view kIgnored[] = {"relative_position_index", "attn_mask", "position_ids",
                                          "num_batches_tracked"};
 constexpr std::string_view kFused = ".attn.qkv.",
-                           kParts[] = {".attn.proj_q.", ".attn.proj_k.", ".attn.proj_v."},
-                           kReparameterized[] = {".attn.q.", ".attn.k.", ".attn.v."};
+                           kParts[] = {".attn.proj_q.", ".attn.proj_k.", ".attn.proj_v."};
+/// What is one tensor in files and three in models, thirds of its rows.
+struct Thirds {
+  std::string_view fused, parts[3];
+};
+constexpr Thirds kThirds[] = {
+    {kFused, {kParts[0], kParts[1], kParts[2]}},
+    {kFused,
+     {".attn.q.", ".attn.k.", ".attn.v."}},  // query-key reparameterization, without biases of q and k
+    {".attn.move_qkv_b4.", {".attn.move_q_b4.", ".attn.move_k_b4.", ".attn.move_v_b4."}},  // OFQ's shift
+};
 
 std::string replaced(const std::string& s, std::string_view from, std::string_view to) {
   const size_t at = s.find(from);
@@ -215,15 +224,14 @@ class Matcher {
     return false;
   }
 
-  /// blocks.0.attn.qkv.weight of the file → proj_q, proj_k, proj_v of the model, or q, k, v of one with
-  /// query-key reparameterization, which has no biases of q and k.
+  /// blocks.0.attn.qkv.weight of the file → proj_q, proj_k, proj_v of the model, and so on.
   bool split(const std::string& name, const Tensor& t) {
-    if (name.find(kFused) == std::string::npos || t.ndim() < 1 || t.size(0) % 3 != 0) return false;
+    if (t.ndim() < 1 || t.size(0) % 3 != 0) return false;
     const int64_t rows = t.size(0) / 3;
-    for (const auto& parts : {kParts, kReparameterized}) {
-      if (!model_.count(replaced(name, kFused, parts[2]))) continue;
+    for (const Thirds& thirds : kThirds) {
+      if (!model_.count(replaced(name, thirds.fused, thirds.parts[2]))) continue;
       for (int i = 0; i < 3; ++i)
-        if (const std::string to = replaced(name, kFused, parts[i]); model_.count(to))
+        if (const std::string to = replaced(name, thirds.fused, thirds.parts[i]); model_.count(to))
           take(to, t.slice(0, i * rows, (i + 1) * rows).packed(), name);
       return true;
     }

@@ -70,6 +70,16 @@ TEST(Weights, FusedAttentionFillsAReparameterizedOne) {
   EXPECT_TRUE(equal_bits(m.matched.at("blocks.0.attn.v.bias"), bias.slice(0, 2 * rows, 3 * rows).packed()));
 }
 
+TEST(Weights, OneShiftOfOfqBecomesThree) {
+  const Tensor shift = test::fill("s", {6}, 0, 1);
+  TensorMap model;
+  for (const char part : {'q', 'k', 'v'})
+    model[std::string("blocks.0.attn.move_") + part + "_b4.bias"] = Tensor::zeros({2});
+  const WeightMatch m = match_weights(model, file_of({{"blocks.0.attn.move_qkv_b4.bias", shift}}));
+  EXPECT_TRUE(m.complete());
+  EXPECT_TRUE(equal_bits(m.matched.at("blocks.0.attn.move_k_b4.bias"), shift.slice(0, 2, 4).packed()));
+}
+
 TEST(Weights, ReportsEveryProblemAtOnce) {
   const TensorMap model = {{"a", Tensor::zeros({2})}, {"b", Tensor::zeros({3})}, {"c", Tensor::zeros({1})}};
   const WeightMatch m = match_weights(
