@@ -86,6 +86,8 @@ std::vector<Named> known() {
   for (SwinConfig c : swin_configs()) {  // swin_tiny_… → swin_t
     c.name = c.name.substr(0, 6), c.layout = SwinLayout::torchvision;
     add(all, c);
+    c.name += "_quant", c.layout = SwinLayout::ofq;
+    add(all, c);
   }
   for (const SretConfig& c : sret_configs()) add(all, c);
   return all;

@@ -21,8 +21,9 @@ struct ModelPlan {
 };
 
 /// The families of nn/models/vit.h, swin.h and sret.h under their published names. VVTQ's layout, with
-/// separate q, k and v, is deit_…_quant and swin_…_quant; torchvision's is swin_t, swin_s and swin_b.
-/// Errors  usage: no such model, with names that begin alike; changes that the family does not have
+/// separate q, k and v, is deit_…_quant and swin_tiny_…_quant; torchvision's is swin_t, swin_s and swin_b,
+/// and OFQ's form of it swin_t_quant, …. Errors  usage: no such model, with names that begin alike; changes
+/// that the family does not have
 ModelPlan plan_model(const std::string& name, const ModelChanges& changes);
 std::vector<std::string> model_names();
 

@@ -130,7 +130,9 @@ struct Rename {
   std::string_view from, to;
 };
 constexpr Rename kRenames[] = {
-    {"head.fc.", "head."},       // timm 0.9+ Swin
+    {"head.fc.", "head."},     // timm 0.9+ Swin
+    {".mlp.0.", ".mlp.fc1."},  // torchvision's Swin in OFQ's layout
+    {".mlp.3.", ".mlp.fc2."},
     {".gamma_1", ".ls1.gamma"},  // DeiT III
     {".gamma_2", ".ls2.gamma"},
     {"LayerNorm.gamma", "LayerNorm.weight"},  // BERT converted from TensorFlow
@@ -264,7 +266,9 @@ class Matcher {
     return false;
   }
 
-  static bool ignored(const std::string& name) {
+  bool ignored(const std::string& name) const {
+    // VVTQ's Swin has a quantizer that it never calls.
+    if (name.starts_with("patch_embed.quant.") && model_.count("patch_embed.norm.weight")) return true;
     return std::any_of(std::begin(kIgnored), std::end(kIgnored),
                        [&](std::string_view end) { return name.ends_with(end); });
   }

@@ -53,6 +53,21 @@ TEST(Weights, FusedAndSplitAttentionConvertBothWays) {
   EXPECT_THAT(m.unexpected, ElementsAre("blocks.0.attn.proj_q.bias", "blocks.0.attn.proj_v.bias"));
 }
 
+TEST(Weights, PublishedSwinFilesFit) {
+  const Tensor w = test::fill("w", {2, 2}, 0, 1);
+  const TensorMap vvtq = {{"patch_embed.norm.weight", w}, {"layers.0.blocks.1.attn.proj.weight", w}};
+  TensorMap file = vvtq;
+  file["patch_embed.quant.alpha"] = file["layers.0.blocks.1.attn_mask"] = w;
+  const WeightMatch m = match_weights(vvtq, file_of(file));
+  EXPECT_TRUE(m.complete()) << m.table();
+  const TensorMap ofq = {{"features.1.0.mlp.fc1.weight", w}, {"features.1.0.mlp.fc2.weight", w}};
+  const TensorMap torchvision = {{"features.1.0.mlp.0.weight", w}, {"features.1.0.mlp.3.weight", w}};
+  EXPECT_TRUE(match_weights(ofq, file_of(torchvision)).complete());
+  EXPECT_TRUE(match_weights(torchvision, file_of(torchvision)).complete());
+  EXPECT_THAT(match_weights(ofq, file_of({{"patch_embed.quant.alpha", w}})).unexpected,
+              ElementsAre("patch_embed.quant.alpha"));
+}
+
 TEST(Weights, FusedAttentionFillsAReparameterizedOne) {
   const TensorMap fused = attention(false);
   const Tensor all = fused.at("blocks.0.attn.qkv.weight"), bias = fused.at("blocks.0.attn.qkv.bias");
