@@ -217,6 +217,7 @@ WeightWatch::Layer WeightWatch::total(const std::vector<Layer>& layers) {
 std::vector<WeightWatch::Placement> WeightWatch::placements() const {
   std::vector<Placement> all;
   for (const Watched& l : layers_) {
+    if (l.quantizer->bits() == 1) continue;  // signs: there is no level beyond which a weight is clipped
     const Coded c = coded(*l.quantizer, l.weight);
     int64_t clipped = 0, zero = 0;
     const Tensor distances = threshold_distances(l.weight.data(), c);

@@ -86,7 +86,7 @@ class WeightWatch {
     double clipped;    ///< share outside the levels
     double dead_zone;  ///< share whose level is 0
   };
-  /// Where the weights are now.
+  /// Where the weights are now; not of layers with one bit.
   std::vector<Placement> placements() const;
 
   TensorsByName state() const;

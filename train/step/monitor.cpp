@@ -156,6 +156,7 @@ void Monitor::placements(int64_t step, int64_t epoch, RunLog& run_log) {
     metrics.emplace_back("dead_zone/" + p.name, p.dead_zone);
     run_log.histogram("threshold_distance/" + p.name, step, d);
   }
+  if (weights == 0) return;
   for (double& b : bins) b /= weights;
   metrics.insert(metrics.begin(), {{"clipped", outside / weights}, {"dead_zone", dead / weights}});
   run_log.event(step, epoch, "weights", metrics, {{"threshold_distance", bins}});
