@@ -62,6 +62,7 @@ class LsqQuantizer final : public Quantizer {
   /// Sets alpha (and beta) from v by `init`.
   void initialise(const Tensor& v);
   const LsqConfig& config() const { return config_; }
+  const Variable& alpha() const { return alpha_; }  ///< the scales of all bit-widths
   /// dα/d(sum): what the scale's gradient is multiplied by for this input, per group.
   std::vector<float> gradient_factors(const Tensor& v) const;
 

@@ -16,6 +16,7 @@
 #include "quant/ops/bin_regularizer.h"
 #include "quant/quantizer/lsq_quantizer.h"
 #include "quant/scheme/scheme.h"
+#include "quant/weight_regularizer.h"
 #include "tests/support/golden.h"
 #include "tests/support/model.h"
 
@@ -238,37 +239,6 @@ TEST(VvtqGolden, SretLayers) {
   }
 }
 
-Variable parameter(ImageModel& model, const std::string& name) {
-  for (const NamedParameter& p : model.parameters())
-    if (p.name == name) return p.parameter->var;
-  throw std::runtime_error("no parameter " + name);
-}
-
-/// Membership of a bin hangs on the last bit of the scale, so the factor must have all of its own right.
-double regularizer_factor(const Tensor& w, bool conv, int highest) {
-  double l1 = 0;
-  for (float v : w.to_vector<float>()) l1 += std::fabs(v);
-  return float(1 / std::sqrt((conv ? double(w.numel()) : double(float(l1))) * highest));
-}
-
-/// Σ over all quantized weights; convolutions use another gradient factor there (vvtq.md 14, item 5).
-Variable regularizer(ImageModel& model) {
-  Variable sum;
-  for (const auto& [slot, quantizer] : quantizers(model)) {
-    if (!slot.ends_with(".weight")) continue;
-    const std::string module = slot.substr(0, slot.rfind('.'));
-    const auto& q = dynamic_cast<LsqQuantizer&>(*quantizer);
-    const Variable w = parameter(model, module + ".weight");
-    BinRegularizerSettings s;
-    s.levels = Levels::of(q.bits(), true);
-    s.slot = q.bits() - LsqQuantizer::kMinBits;
-    s.grad_scale = regularizer_factor(w.data(), w.ndim() == 4, s.levels.hi);
-    const Variable r = bin_regularizer(w, parameter(model, module + ".alpha"), s);
-    sum = sum.defined() ? add(sum, r) : r;
-  }
-  return sum;
-}
-
 /// Every value that passes a slot.
 struct Recorder final : Transform {
   std::vector<Tensor> all;
@@ -306,7 +276,7 @@ void check_model(
     }
   check_statistics(*model, g, "buffer_after.", "");
   const Variable kd = soft_cross_entropy(logits, g.tensor("target"));
-  const Variable obr = scale(regularizer(*model), 0.005);
+  const Variable obr = scale(weight_regularizer(*model), 0.005);
   expect_close(kd.data(), g.tensor("loss_kd"), g.rtol(), 0, "loss_kd");
   expect_close(obr.data(), g.tensor("loss_obr"), g.rtol(), 0, "loss_obr");
   add(kd, reshape(obr, {1})).backward();
@@ -378,7 +348,7 @@ TEST(VvtqGolden, BinRegularizer) {
     const int bits = settings.at("nbits");
     BinRegularizerSettings s;
     s.levels = Levels::of(bits, true), s.slot = bits - 2;
-    s.grad_scale = regularizer_factor(w.data(), settings.at("kind") == "conv", s.levels.hi);
+    s.grad_scale = bin_gradient_factor(w.data(), settings.at("kind") == "conv", s.levels.hi);
     const Variable r = bin_regularizer(w, alpha, s);
     expect_close(r.data(), g.tensor(name + ".loss"), g.rtol(), g.atol(), name + ".loss");
     r.backward();

@@ -9,10 +9,12 @@
 #include "autograd/ops/broadcast.h"
 #include "autograd/ops/cross_entropy.h"
 #include "autograd/ops/pointwise.h"
+#include "quant/weight_regularizer.h"
 #include "tensor/core/context.h"
 #include "train/config/device.h"
 #include "train/optim/clip.h"
 #include "train/report/report.h"
+#include "train/schedule/epoch_plan.h"
 
 namespace lowbit {
 namespace {
@@ -107,6 +109,8 @@ Trainer::Trainer(const Options& o, ImageModel& model, ImageModel* teacher, const
                "an epoch needs at least one step: lower --batch-size or --accumulate (got ",
                data.train_order->size(), " training images, batches of ", o.integer("batch-size"), ", ",
                accumulate_, " a step)");
+  LOWBIT_CHECK(!o.flag("bin-regularizer") || weight_regularizer(model).defined(), usage, "lowbit",
+               "--bin-regularizer needs weights with LSQ quantizers (--wbits, --quantizer vvtq or lsq)");
   if (o.real("cga-range") > 0) {
     annealing_.emplace(model, o.real("cga-range"));
     LOWBIT_CHECK(!annealing_->empty(), usage, "lowbit",
@@ -270,6 +274,8 @@ void Trainer::read_results(const Loader::Batch* b) {
 
 void Trainer::step(const std::vector<Loader::Batch>& parts) {
   optimizer_.zero_grad();
+  const double regularizer =
+      o_.flag("bin-regularizer") ? bin_regulariser_weight(double(epoch_), double(epochs_)) : 0;
   for (const Loader::Batch& b : parts) {
     Variable logits, l;
     try {
@@ -282,6 +288,9 @@ void Trainer::step(const std::vector<Loader::Batch>& parts) {
     unread_.push_back({l.data(), logits.data(), b.fields[1]});
     // Where the device works on its own, the numbers are read when somebody wants to see them.
     if (!l.data().device().is_cuda()) read_results(&b);
+    // Once in an update, however many batches make it.
+    if (regularizer > 0 && &b == &parts.front())
+      l = add(l, scale(weight_regularizer(model_), regularizer * double(accumulate_)));
     if (accumulate_ == 1)
       l.backward();
     else

@@ -255,6 +255,8 @@ TEST_F(BadInputTest, AugmentationAndSoftLabels) {
   expect_refused(train_folder({"--soft-labels", data, "--mixup", "1"}), 2, {"--soft-labels", "--mixup"});
   expect_refused(train_folder({"--soft-labels", data}), 3, {"no label files"});
   expect_refused(train({"--synthetic", "--mixup", "1"}), 2, {"--synthetic images are not augmented"});
+  expect_refused(train_folder({"--cga-range", "0.005"}), 2, {"--cga-range needs"});
+  expect_refused(train_folder({"--bin-regularizer"}), 2, {"--bin-regularizer needs"});
   expect_refused({"labels", "pack", data}, 2, {"pack takes FOLDER OUT"});
   expect_refused({"labels", "count", data}, 2, {"info, verify or pack"});
   expect_refused({"labels", "verify", data + "/train/class0/0.bmp"}, 3, {"not a packed label file"});

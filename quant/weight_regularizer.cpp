@@ -1,0 +1,40 @@
+#include "quant/weight_regularizer.h"
+
+#include <cmath>
+#include <map>
+
+#include "autograd/ops/broadcast.h"
+#include "quant/quantizer/lsq_quantizer.h"
+#include "quant/scheme/scheme.h"
+
+namespace lowbit {
+
+double bin_gradient_factor(const Tensor& w, bool convolution, int highest) {
+  double l1 = 0;
+  if (!convolution)
+    for (const float v : w.to_vector<float>()) l1 += std::fabs(v);
+  return float(1 / std::sqrt((convolution ? double(w.numel()) : double(float(l1))) * highest));
+}
+
+Variable weight_regularizer(Module& model, MembershipTest membership) {
+  std::map<std::string, Variable> weights;
+  for (const NamedParameter& p : model.parameters()) weights[p.name] = p.parameter->var;
+  Variable sum;
+  for (const auto& [slot, quantizer] : quantizers(model)) {
+    const auto* q = dynamic_cast<const LsqQuantizer*>(quantizer);
+    const auto w = weights.find(slot);
+    if (!q || w == weights.end()) continue;
+    LOWBIT_CHECK(q->spec().groups == 1, usage, "regularizer", slot,
+                 ": one scale for the whole weight is needed");
+    BinRegularizerSettings s;
+    s.levels = Levels::of(q->bits(), true);
+    s.slot = q->bits() - LsqQuantizer::kMinBits;
+    s.grad_scale = bin_gradient_factor(w->second.data(), w->second.ndim() == 4, s.levels.hi);
+    s.membership = membership;
+    const Variable r = bin_regularizer(w->second, q->alpha(), s);
+    sum = sum.defined() ? add(sum, r) : r;
+  }
+  return sum;
+}
+
+}  // namespace lowbit
