@@ -2,8 +2,9 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdarg>
 #include <cstdio>
+
+#include "train/metrics/format.h"
 
 namespace lowbit::svg {
 namespace {
@@ -11,15 +12,6 @@ namespace {
 constexpr double kWidth = 620, kHeight = 270, kLeft = 58, kRight = 18, kTop = 40, kBottom = 44;
 constexpr const char* kColours[] = {"#2f6db3", "#d9730d", "#2e8b57", "#a33ea1", "#8a6d3b", "#5a5a5a"};
 constexpr size_t kMostPoints = 300, kMostColumns = 80;
-
-[[gnu::format(printf, 1, 2)]] std::string format(const char* pattern, ...) {
-  char text[512];
-  va_list arguments;
-  va_start(arguments, pattern);
-  std::vsnprintf(text, sizeof text, pattern, arguments);
-  va_end(arguments);
-  return text;
-}
 
 const char* colour(size_t i) { return kColours[i % std::size(kColours)]; }
 
