@@ -60,7 +60,7 @@ void report(const std::string& stage, const std::string& decoder, int workers, d
       "{\"stage\": \"%s\", \"decoder\": \"%s\", \"workers\": %d, \"images_per_s\": %.1f, "
       "\"images_per_s_per_core\": %.1f}\n",
       stage.c_str(), decoder.c_str(), workers, rate, per_core);
-  std::fprintf(stderr, "%-28s %-14s %8d %12.1f %12.1f %10.3f\n", stage.c_str(), decoder.c_str(), workers,
+  std::fprintf(stderr, "%-40s %-14s %8d %12.1f %12.1f %10.3f\n", stage.c_str(), decoder.c_str(), workers,
                rate, per_core, 1e3 / per_core);
 }
 
@@ -105,7 +105,7 @@ void time_loader(const Corpus& c, const TransformOptions& transform, int workers
 void run(const std::string& root, const std::string& split, int size, int workers) {
   const Corpus c = load_corpus(root, split);
   const size_t n = c.encoded.size();
-  std::fprintf(stderr, "%zu images of %s/%s\n%-28s %-14s %8s %12s %12s %10s\n", n, root.c_str(),
+  std::fprintf(stderr, "%zu images of %s/%s\n%-40s %-14s %8s %12s %12s %10s\n", n, root.c_str(),
                split.c_str(), "stage", "decoder", "workers", "img/s", "img/s/core", "ms/img");
   std::vector<uint8_t> bytes;
   time_stage("read", "-", n, [&](size_t i) { read_file(root + "/" + c.list.paths[i], bytes); });
@@ -127,6 +127,11 @@ void run(const std::string& root, const std::string& split, int size, int worker
         interpolation == TransformOptions::Interpolation::bilinear ? " bilinear" : " bicubic";
     const auto stage = [&](const std::string& name, const TransformOptions& o) {
       const ImageTransform transform(o);
+      time_stage("decode and " + name + filter, decoder_name(), n, [&](size_t i) {
+        PhiloxDraws draws(sample_key(0, 0, int64_t(i)));
+        const auto choose = [&](int h, int w) { return transform.part(h, w, draws); };
+        transform.pixels_of_part(decode_part(c.encoded[i], "", choose, image), draws, scratch, out);
+      });
       time_stage(name + filter, "-", n, [&](size_t i) {
         PhiloxDraws draws(sample_key(0, 0, int64_t(i)));
         transform.pixels(c.decoded[i].view(), draws, scratch, out);

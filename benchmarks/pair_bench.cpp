@@ -127,9 +127,10 @@ Work images(const std::string& root) {
   return {[s] {
             const ImageTransform transform(s->options);
             for (size_t i = 0; i < s->files.size(); ++i) {
-              decode_image(s->files[i], "", s->decoded);
               PhiloxDraws draws(sample_key(0, 0, int64_t(i)));
-              transform.pixels(s->decoded.view(), draws, s->scratch, s->out);
+              const auto choose = [&](int h, int w) { return transform.part(h, w, draws); };
+              const ImageView part = decode_part(s->files[i], "", choose, s->decoded);
+              transform.pixels_of_part(part, draws, s->scratch, s->out);
               normalize_chw(s->out, s->options.normalization, s->chw.data());
             }
           },

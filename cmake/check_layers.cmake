@@ -26,8 +26,8 @@ set(layers tensor/hd tensor/core tensor/engine tensor/io autograd/core autograd/
 set(not_in_cuda autograd/core nn quant data train)
 
 # Third-party headers: in one .cpp each where the header carries much code, in .cpp files elsewhere.
-set(single_user stb_image.h turbojpeg.h zlib.h boost/program_options.hpp)
-set(never_in_headers "^(stb_|turbojpeg|zlib|boost/|nlohmann/|dnnl|cblas)")
+set(single_user stb_image.h jpeglib.h zlib.h boost/program_options.hpp)
+set(never_in_headers "^(stb_|jpeglib|zlib|boost/|nlohmann/|dnnl|cblas)")
 set(cuda_headers "^(cuda|cublas|cudnn|nccl|cub/|nvtx|cooperative_groups|mma\\.h)")
 
 function(layer_of path out)

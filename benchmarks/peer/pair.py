@@ -164,7 +164,10 @@ def images(folder):
     from PIL import Image
     from torchvision import transforms
 
-    files = [open(p, "rb").read() for p in sorted(glob.glob(folder + "/train/**/*.jp*g", recursive=True))[:100]]
+    paths = sorted(glob.glob(folder + "/train/**/*.[jJ][pP]*[gG]", recursive=True))[:100]
+    if not paths:
+        sys.exit(f"pair.py: no photographs in {folder}/train")
+    files = [open(p, "rb").read() for p in paths]
     transform = transforms.Compose(
         [
             transforms.RandomResizedCrop(224),

@@ -29,14 +29,25 @@ std::string detail::check_image_size(int64_t height, int64_t width) {
   return str_cat("too large (", width, " x ", height, ")");
 }
 
-void decode_image(std::span<const uint8_t> bytes, std::string_view name, Image& out, Decoder d) {
+ImageView decode_part(std::span<const uint8_t> bytes, std::string_view name, const ChoosePart& choose,
+                      Image& scratch, Decoder d) {
   const std::string_view format = sniff_format(bytes);
   LOWBIT_CHECK(!bytes.empty(), io, "image", "cannot decode ", name, ": empty file");
   LOWBIT_CHECK(!format.empty(), io, "image", "cannot decode ", name,
                ": not an image (jpeg, png, gif and bmp are read)");
   const bool turbo = format == "jpeg" && (d == Decoder::turbo || (d == Decoder::auto_ && have_turbo()));
-  const std::string reason = turbo ? detail::decode_turbo(bytes, out) : detail::decode_stb(bytes, out);
+  ImageView part;
+  const std::string reason =
+      turbo ? detail::decode_turbo(bytes, choose, scratch, part) : detail::decode_stb(bytes, scratch);
   LOWBIT_CHECK(reason.empty(), io, format, "cannot decode ", name, ": ", reason);
+  if (turbo) return part;
+  if (!choose) return scratch.view();
+  const Box b = choose(scratch.height(), scratch.width());
+  return scratch.view().crop(b.top, b.left, b.height, b.width);
+}
+
+void decode_image(std::span<const uint8_t> bytes, std::string_view name, Image& out, Decoder d) {
+  decode_part(bytes, name, {}, out, d);
 }
 
 void read_file(const std::string& path, std::vector<uint8_t>& out) {

@@ -2,6 +2,7 @@
 // Image files to RGB pixels. The content decides the format, never the file name.
 
 #include <cstdint>
+#include <functional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -32,6 +33,15 @@ std::string_view sniff_format(std::span<const uint8_t> bytes);
 void decode_image(std::span<const uint8_t> bytes, std::string_view name, Image& out,
                   Decoder d = Decoder::auto_);
 
+/// Says which part of an image is wanted, once its size is known. It must lie inside the image.
+using ChoosePart = std::function<Box(int height, int width)>;
+
+/// The same pixels of one part only, as a window on `scratch`. libjpeg-turbo decodes little more than the
+/// part (rows before it are parsed but not transformed); the other decoders decode everything. Damage outside
+/// of the part may go unnoticed, a truncated file does not. Errors  as decode_image
+ImageView decode_part(std::span<const uint8_t> bytes, std::string_view name, const ChoosePart& choose,
+                      Image& scratch, Decoder d = Decoder::auto_);
+
 /// Larger files are refused unread.
 inline constexpr int64_t kMaxImageFile = int64_t(1) << 28;
 
@@ -39,9 +49,11 @@ inline constexpr int64_t kMaxImageFile = int64_t(1) << 28;
 void read_file(const std::string& path, std::vector<uint8_t>& out);
 
 namespace detail {
-/// Both decoders fill `out` or return the reason why they cannot ("" is success).
+/// Both decoders fill `out` or return the reason why they cannot ("" is success). An empty `choose` means
+/// everything.
 std::string decode_stb(std::span<const uint8_t> bytes, Image& out);
-std::string decode_turbo(std::span<const uint8_t> bytes, Image& out);
+std::string decode_turbo(std::span<const uint8_t> bytes, const ChoosePart& choose, Image& out,
+                         ImageView& part);
 /// "" or why an image of this size is refused.
 std::string check_image_size(int64_t height, int64_t width);
 }  // namespace detail

@@ -12,6 +12,11 @@ namespace lowbit {
 inline constexpr int kMaxImageSide = 16384;
 inline constexpr int64_t kMaxImagePixels = 178'956'970;
 
+struct Box {
+  int top = 0, left = 0, height = 0, width = 0;
+  bool operator==(const Box&) const = default;
+};
+
 /// Read-only window on RGB pixels; rows are `stride` bytes apart. A crop is a window, never a copy.
 struct ImageView {
   const uint8_t* data = nullptr;

@@ -224,9 +224,10 @@ void ImageDataset::read(int64_t index, const RngKey& key, std::span<const View> 
   thread_local Scratch s;
   const std::string path = list_.root + "/" + list_.paths[size_t(index)];
   read_file(path, s.bytes);
-  decode_image(s.bytes, path, s.decoded, decoder_);
   PhiloxDraws draws(key);
-  transform_.pixels(s.decoded.view(), draws, s.transform, s.pixels);
+  const auto choose = [&](int height, int width) { return transform_.part(height, width, draws); };
+  const ImageView part = decode_part(s.bytes, path, choose, s.decoded, decoder_);
+  transform_.pixels_of_part(part, draws, s.transform, s.pixels);
   if (form_ == Form::pixels)
     planes_chw(s.pixels, out[0].as<uint8_t>());
   else

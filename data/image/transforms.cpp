@@ -95,26 +95,32 @@ void ImageTransform::center_crop(const ImageView& src, Filter filter, Scratch& s
   crop_zero_padded(scratch.resized.view(), std::min(top, 0), std::min(left, 0), out);
 }
 
+Box ImageTransform::part(int height, int width, Draws& draws) const {
+  if (o_.geometry != TransformOptions::Geometry::random_resized_crop) return {0, 0, height, width};
+  return random_resized_crop(height, width, o_.scale, o_.ratio, draws);
+}
+
 void ImageTransform::pixels(const ImageView& src, Draws& draws, Scratch& scratch, Image& out) const {
+  const Box b = part(src.height, src.width, draws);
+  pixels_of_part(src.crop(b.top, b.left, b.height, b.width), draws, scratch, out);
+}
+
+void ImageTransform::pixels_of_part(const ImageView& part, Draws& draws, Scratch& scratch, Image& out) const {
   using Geometry = TransformOptions::Geometry;
   using Interpolation = TransformOptions::Interpolation;
-  Box box;
-  if (o_.geometry == Geometry::random_resized_crop) {
-    box = random_resized_crop(src.height, src.width, o_.scale, o_.ratio, draws);
-  }
   Filter filter = o_.interpolation == Interpolation::bilinear ? Filter::bilinear : Filter::bicubic;
   if (o_.interpolation == Interpolation::random)
     filter = draws.chance(0.5) ? Filter::bilinear : Filter::bicubic;
   out.reshape(o_.size, o_.size);
   switch (o_.geometry) {
     case Geometry::random_resized_crop:
-      resize(src.crop(box.top, box.left, box.height, box.width), filter, scratch.resize, out);
+      resize(part, filter, scratch.resize, out);
       break;
     case Geometry::random_crop:
-      random_crop(src, filter, draws, scratch, out);
+      random_crop(part, filter, draws, scratch, out);
       break;
     case Geometry::center_crop:
-      center_crop(src, filter, scratch, out);
+      center_crop(part, filter, scratch, out);
       break;
   }
   if (o_.flip > 0 && draws.chance(o_.flip)) flip_horizontal(out);

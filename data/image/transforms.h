@@ -12,11 +12,6 @@
 
 namespace lowbit {
 
-struct Box {
-  int top = 0, left = 0, height = 0, width = 0;
-  bool operator==(const Box&) const = default;
-};
-
 /// torchvision's RandomResizedCrop.get_params: up to ten tries of
 ///   area = U(scale)·H·W, aspect = exp(U(ln ratio)), w = rint(√(area·aspect)), h = rint(√(area/aspect)),
 /// the first that fits is placed by top = {0 … H − h}, left = {0 … W − w}; draws in the order area, aspect,
@@ -72,6 +67,11 @@ class ImageTransform {
   /// crop, interpolation, flips, colour jitter, RandAugment. `src` must lie in an Image. Errors  value:
   /// random_crop of an image too small
   void pixels(const ImageView& src, Draws& draws, Scratch& scratch, Image& out) const;
+
+  /// pixels() in two steps, for a decoder that need not decode what is cut away: the part of an image that
+  /// is looked at (the crop of random_resized_crop, everything otherwise), and the rest from those pixels.
+  Box part(int height, int width, Draws& draws) const;
+  void pixels_of_part(const ImageView& part, Draws& draws, Scratch& scratch, Image& out) const;
 
  private:
   void random_crop(const ImageView& src, Filter filter, Draws& draws, Scratch& scratch, Image& out) const;

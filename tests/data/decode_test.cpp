@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <filesystem>
 #include <fstream>
 #include <sstream>
 
@@ -121,8 +122,8 @@ TEST(Decode, OddFilesGiveTheStatedPixelsOrACleanError) {
   }
 }
 
-/// Not only the means: how far the two decoders are apart is in the table, and TurboJPEG stands for Pillow
-/// there.
+/// Not only the means: how far the two decoders are apart is in the table, and libjpeg-turbo stands for
+/// Pillow there.
 TEST(Decode, DecodersDifferOnOddFilesAsStated) {
   LOWBIT_DATA_OR_SKIP(folder, "jpeg_odd");
   if (!have_turbo()) GTEST_SKIP() << "this build has no libjpeg-turbo";
@@ -168,6 +169,65 @@ TEST(Decode, GoldenJpegPixelsEqualPillow) {
     ++cases;
   }
   EXPECT_GT(cases, 0);
+}
+
+/// Every image of a folder that decodes, in parts of all sizes and places, edges and single pixels included.
+void expect_parts_equal_the_whole(const std::string& folder, Decoder d, int& images) {
+  std::mt19937 random(7);
+  std::vector<uint8_t> bytes;
+  for (const auto& entry : std::filesystem::directory_iterator(folder)) {
+    if (!entry.is_regular_file()) continue;
+    SCOPED_TRACE(entry.path().filename().string());
+    read_file(entry.path().string(), bytes);
+    if (sniff_format(bytes).empty() || !error_of(bytes, "", d).empty()) continue;
+    Image whole, scratch;
+    decode_image(bytes, "whole", whole, d);
+    const auto below = [&](int n) { return int(random() % uint32_t(n)); };
+    for (int i = 0; i < 24; ++i) {
+      Box b{0, 0, 1 + below(whole.height()), 1 + below(whole.width())};
+      b.top = below(whole.height() - b.height + 1);
+      b.left = below(whole.width() - b.width + 1);
+      const ImageView part = decode_part(
+          bytes, "part", [&](int, int) { return b; }, scratch, d);
+      ASSERT_EQ(part.height, b.height);
+      ASSERT_EQ(part.width, b.width);
+      for (int y = 0; y < b.height; ++y) {
+        const uint8_t* expected = whole.view().crop(b.top, b.left, b.height, b.width).row(y);
+        ASSERT_TRUE(std::equal(part.row(y), part.row(y) + b.width * 3, expected))
+            << b.width << " x " << b.height << " at " << b.left << ", " << b.top << ", row " << y;
+      }
+    }
+    ++images;
+  }
+}
+
+TEST(Decode, PartsEqualTheWhole) {
+  LOWBIT_DATA_OR_SKIP(folder, "flowers/val/daisy");
+  int images = 0;
+  for (Decoder d : jpeg_decoders()) {
+    SCOPED_TRACE(decoder_name(d));
+    expect_parts_equal_the_whole(folder, d, images);
+  }
+  EXPECT_GT(images, 5);
+}
+
+TEST(Decode, PartsOfOddFilesEqualTheWhole) {
+  LOWBIT_DATA_OR_SKIP(folder, "jpeg_odd");
+  int images = 0;
+  for (Decoder d : jpeg_decoders()) {
+    SCOPED_TRACE(decoder_name(d));
+    expect_parts_equal_the_whole(folder, d, images);
+  }
+  EXPECT_GT(images, 50);
+}
+
+TEST(Decode, TruncatedFilesAreRefusedWhicheverPartIsWanted) {
+  std::string cut = test::tiny_jpeg();
+  cut.resize(cut.size() - 2);
+  if (!have_turbo()) GTEST_SKIP() << "this build has no libjpeg-turbo";
+  Image scratch;
+  const auto corner = [](int, int) { return Box{0, 0, 1, 1}; };
+  EXPECT_THROW(decode_part(bytes_of(cut), "cut", corner, scratch, Decoder::turbo), Error);
 }
 
 TEST(Decode, TinyJpegHasItsColours) {
