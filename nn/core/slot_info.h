@@ -8,8 +8,9 @@ namespace lowbit {
 
 /// What passes a slot.
 struct SlotInfo {
-  Shape shape;        ///< at batch size 1
-  int64_t heads = 1;  ///< equal parts of the last dimension, each the columns of one head
+  Shape shape;              ///< at batch size 1
+  int64_t heads = 1;        ///< equal parts of the last dimension, each the columns of one head
+  bool same_tokens = true;  ///< every use has as many tokens, dimension −2
 };
 
 /// A model that knows it, for quantizers whose number of scales depends on it.

@@ -163,6 +163,7 @@ std::map<std::string, SlotInfo> SretTransformer::slot_info() const {
   for (int64_t s = 0; s < c.stages(); ++s) {
     const int64_t side = c.side(s), n = side * side, w = c.width(s), g = c.groups1[size_t(s)],
                   heads = c.heads[size_t(s)];
+    const bool same = g == c.groups2[size_t(s)];
     for (int64_t i = 0; i < 4 * c.blocks[size_t(s)]; ++i) {
       const std::string block = c.block(s, i);
       if (i % 4 == 2) continue;
@@ -172,8 +173,8 @@ std::map<std::string, SlotInfo> SretTransformer::slot_info() const {
       if (i % 2) continue;
       all[block + ".attn.in"] = {{1, n, w}};
       for (const char* part : {".attn.q", ".attn.k", ".attn.v", ".attn.context"})
-        all[block + part] = {{g, n / g, w}, heads};
-      all[block + ".attn.probs"] = {{g, heads, n / g, n / g}};
+        all[block + part] = {{g, n / g, w}, heads, same};
+      all[block + ".attn.probs"] = {{g, heads, n / g, n / g}, 1, same};
     }
     if (s + 1 < c.stages()) all[str_cat("pools.", s, ".in")] = {{1, side, side, w}};
   }

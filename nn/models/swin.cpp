@@ -82,10 +82,10 @@ Variable SwinBlock::operator()(const Variable& input) {
   return mlp_sum_(add(x, drop_path(mlp_(norm2_(x)), rate)));
 }
 
-PatchMerging::PatchMerging(int64_t width, double eps, Generator& g)
+PatchMerging::PatchMerging(int64_t width, double eps, bool bias, Generator& g)
     : norm_(child("norm", std::make_unique<LayerNorm>(4 * width, eps))),
       merged_(slot("merged")),
-      reduction_(child("reduction", std::make_unique<Linear>(4 * width, 2 * width, false, g))) {}
+      reduction_(child("reduction", std::make_unique<Linear>(4 * width, 2 * width, bias, g))) {}
 
 Variable PatchMerging::operator()(const Variable& x) {
   const WindowGrid g{.height = x.size(1), .width = x.size(2), .size = 2};
@@ -111,7 +111,8 @@ SwinTransformer::SwinTransformer(const SwinConfig& c, uint64_t seed) : config_(c
     }
     if (s + 1 < c.stages())
       stage.downsample =
-          &child(c.downsample(s), std::make_unique<PatchMerging>(c.width_of(s), c.norm_eps, g));
+          &child(c.downsample(s),
+                 std::make_unique<PatchMerging>(c.width_of(s), c.norm_eps, c.layout == SwinLayout::ofq, g));
   }
   norm_ = &child("norm", std::make_unique<LayerNorm>(c.width_of(c.stages() - 1), c.norm_eps));
   head_in_ = &slot("head_in");

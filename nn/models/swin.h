@@ -16,7 +16,7 @@ namespace lowbit {
 enum class SwinLayout : uint8_t {
   published,    ///< layers.S.blocks.J, layers.S.downsample, patch_embed: the authors', timm's and VVTQ's
   torchvision,  ///< features.N[.J] with mlp.0 and mlp.3
-  ofq,          ///< torchvision with mlp.fc1 and mlp.fc2: OFQ's quantized checkpoints
+  ofq,          ///< torchvision with mlp.fc1, mlp.fc2 and reduction.bias: OFQ's quantized checkpoints
 };
 
 struct SwinConfig : ImageConfig {
@@ -74,7 +74,7 @@ class SwinBlock : public Module {
 /// neighbours in the order (0,0), (1,0), (0,1), (1,1) of (row, column).   Slot: merged.
 class PatchMerging : public Module {
  public:
-  PatchMerging(int64_t width, double eps, Generator& init);
+  PatchMerging(int64_t width, double eps, bool bias, Generator& init);
   Variable operator()(const Variable& x);
 
  private:

@@ -183,8 +183,8 @@ inherit = yes
 bits = ${edge_bits}
 )";
 
-/// ofq.md 5, 6 and 9 (layers, attention without query-key reparameterization, places); names of its
-/// checkpoints but for move_qkv_b4, which is one shift each for q, k and v here.
+/// ofq.md 5 to 9 (layers, attention in images and windows, places); names of its checkpoints but for
+/// move_qkv_b4, which is one shift each for q, k and v here.
 constexpr char kOfq[] = R"(
 [.*\.weight]
 quantizer = statsq
@@ -201,7 +201,7 @@ state = qk_quant
 inherit = yes
 state = ../v_quant
 
-[.*\.attn\.(in|q|k|qkx|v|context)|.*\.mlp\.(in|hidden)]
+[.*\.attn\.(in|q|k|qkx|v|context)|.*\.mlp\.(in|hidden)|.*\.merged]
 quantizer = ofq
 bits = ${abits}
 granularity = token
@@ -249,6 +249,9 @@ state = fc1
 inherit = yes
 signed = no
 state = fc2
+[.*\.merged]
+inherit = yes
+state = reduction
 
 [.*\.attn\.probs]
 quantizer = ofq
@@ -258,7 +261,7 @@ granularity = token
 state = .
 name = quan_a_softmax_fn
 
-[patch_embed\.in]
+[patch_embed\.(in|image)|features\.0\.image]
 quantizer = ofq
 bits = ${edge_bits}
 granularity = plane
@@ -266,6 +269,9 @@ state = proj
 name = input_quant_fn
 before = move_b4
 after = move_aft
+[features\.0\.image]
+inherit = yes
+state = 0
 
 [head_in|head_dist_in]
 quantizer = ofq
@@ -278,7 +284,7 @@ after = move_aft
 inherit = yes
 state = head_dist
 
-[(patch_embed\.proj|head|head_dist)\.weight]
+[(patch_embed\.proj|features\.0\.0|head|head_dist)\.weight]
 quantizer = ofq
 bits = ${edge_bits}
 granularity = channel

@@ -1,52 +1,19 @@
-// OFQ against the published code: quantizers, quantized layers, attention and a small network, forward and
-// every gradient.
+// OFQ against the published code: quantizers, quantized layers and attention, forward and every gradient.
 
 #include <gtest/gtest.h>
 
-#include <fstream>
 #include <set>
 
 #include "autograd/core/node.h"
-#include "autograd/ops/broadcast.h"
-#include "autograd/ops/cross_entropy.h"
-#include "autograd/ops/softmax.h"
-#include "nn/models/vit.h"
+#include "nn/core/slot_info.h"
+#include "nn/layers/mlp.h"
+#include "nn/layers/patch_embed.h"
+#include "nn/layers/window_attention.h"
 #include "quant/quantizer/ofq_quantizer.h"
-#include "quant/scheme/scheme.h"
-#include "tests/support/golden.h"
+#include "tests/support/ofq.h"
 
 namespace lowbit::test {
 namespace {
-
-using Json = nlohmann::json;
-
-/// Scale gradients are sums with cancellation: relative to the largest, as the file's notes say.
-void expect_gradient(const Tensor& ours, const Tensor& theirs, const GoldenFile& g, const std::string& what) {
-  // What no path reaches has no gradient here and zeros there.
-  const Tensor grad = ours.defined() ? ours : Tensor::zeros(theirs.shape());
-  if (what.ends_with(".s") || what.ends_with("/s"))
-    expect_close_to_largest(grad, theirs, 1e-3, what);
-  else
-    expect_close(grad, theirs, g.rtol(), g.atol(), what);
-}
-
-/// Tensors "<prefix><name>" under our names: the shift of q, k and v is one parameter in the files.
-std::map<std::string, Tensor> part_of(const GoldenFile& g, const std::string& prefix) {
-  std::map<std::string, Tensor> all;
-  for (const std::string& key : g.names_with_prefix(prefix)) {
-    const std::string name = key.substr(prefix.size());
-    const size_t at = name.find("move_qkv_b4");
-    const Tensor t = g.tensor(key);
-    if (at == std::string::npos) {
-      all[name] = t;
-      continue;
-    }
-    const int64_t c = t.size(0) / 3;
-    for (int i = 0; i < 3; ++i)
-      all[name.substr(0, at) + "move_" + "qkv"[i] + "_b4.bias"] = t.slice(0, i * c, (i + 1) * c).clone();
-  }
-  return all;
-}
 
 // ---------------------------------------------------------------- the quantizer alone
 
@@ -164,26 +131,6 @@ class Box final : public Module, public DescribesSlots {
   std::map<std::string, SlotInfo> slot_info() const override { return infos; }
 };
 
-SchemeOptions bits_of(const Json& settings) {
-  SchemeOptions o;
-  o.wbits = settings.value("wbits", 32), o.abits = settings.value("abits", 32);
-  return o;
-}
-
-/// The baseline: LSQ instead of StatsQ.
-Scheme ofq_scheme(const SchemeOptions& o, bool lsq_weights) {
-  Scheme scheme = load_scheme("ofq", o);
-  if (!lsq_weights) return scheme;
-  for (Rule& r : scheme.rules)
-    if (auto& s = r.settings; s.count("quantizer") && s["quantizer"] == "statsq")
-      s = {{"quantizer", "ofq"},
-           {"bits", s["bits"]},
-           {"granularity", "channel"},
-           {"state", "."},
-           {"name", "lsqw_fn"}};
-  return scheme;
-}
-
 /// Initialises on init/x and compares the scales; then the file's parameters, forward and all gradients.
 void check_layer(Module& model, const GoldenFile& g, const std::string& name, const std::string& at,
                  const std::function<Variable(const Variable&)>& run,
@@ -276,30 +223,55 @@ TEST(OfqGolden, Mlp) {
   }
 }
 
+/// What passes the slots of attention over groups of `tokens` tokens.
+void describe_attention(Box& box, int64_t tokens, int64_t width, int64_t heads) {
+  const std::string at = "blocks.0.attn.";
+  box.infos[at + "qkx"] = {{1, tokens * heads, width}, heads};
+  box.infos[at + "qk.weight"] = {{heads * width, width}};
+  for (const char* slot : {"in", "q", "k", "v", "context"})
+    box.infos[at + slot] = {{1, tokens, width}, heads};
+  box.infos[at + "probs"] = {{1, heads, tokens, tokens}};
+}
+
+void check_attention(Box& box, const GoldenFile& g, const std::string& name, const Json& settings,
+                     const std::function<Variable(const Variable&)>& run) {
+  SchemeOptions o = bits_of(settings);
+  o.qk_reparam = name.starts_with("qkr");
+  install(box, ofq_scheme(o, name.starts_with("lsqboth")));
+  check_layer(box, g, name, "blocks.0.attn.", run, {"move_k_aft.bias", "move_qkx_aft.bias"});
+}
+
 TEST(OfqGolden, Attention) {
   LOWBIT_GOLDEN_OR_SKIP(path, "ofq/attention.safetensors");
   const GoldenFile g(path);
   for (const auto& [name, settings] : g.cases()) {
     SCOPED_TRACE(name);
-    const bool fused = name.starts_with("qkr");
     Box box;
     Generator random(1);
     const Shape x = g.tensor(name + "/in/x").shape();
-    const int64_t heads = settings.at("heads");
-    Attention& attn =
-        box.hold("blocks.0.attn",
-                 std::make_unique<Attention>(
-                     Attention::Options{.width = x[-1], .heads = heads, .qk_reparam = fused}, random));
-    box.infos["blocks.0.attn.qkx"] = {{1, x[1] * heads, x[-1]}, heads};
-    box.infos["blocks.0.attn.qk.weight"] = {{heads * x[-1], x[-1]}};
-    for (const char* slot : {"in", "q", "k", "v", "context"})
-      box.infos[str_cat("blocks.0.attn.", slot)] = {x, heads};
-    box.infos["blocks.0.attn.probs"] = {{1, heads, x[1], x[1]}};
-    SchemeOptions o = bits_of(settings);
-    o.qk_reparam = fused;
-    install(box, ofq_scheme(o, name.starts_with("lsqboth")));
-    check_layer(box, g, name, "blocks.0.attn.", [&](const Variable& v) { return attn(v); },
-                {"move_k_aft.bias", "move_qkx_aft.bias"});
+    const Attention::Options o{
+        .width = x[-1], .heads = settings.at("heads"), .qk_reparam = name.starts_with("qkr")};
+    Attention& attn = box.hold("blocks.0.attn", std::make_unique<Attention>(o, random));
+    describe_attention(box, x[1], o.width, o.heads);
+    check_attention(box, g, name, settings, [&](const Variable& v) { return attn(v); });
+  }
+}
+
+TEST(OfqGolden, WindowAttention) {
+  LOWBIT_GOLDEN_OR_SKIP(path, "ofq/swin_attention.safetensors");
+  const GoldenFile g(path);
+  for (const auto& [name, settings] : g.cases()) {
+    SCOPED_TRACE(name);
+    Box box;
+    Generator random(1);
+    const Shape x = g.tensor(name + "/in/x").shape();
+    WindowAttention::Options o;
+    o.attention = {.width = x[-1], .heads = settings.at("heads"), .qk_reparam = name.starts_with("qkr")};
+    o.height = x[1], o.width = x[2], o.window = settings.at("window"), o.shift = settings.at("shift");
+    o.flat_index = true;
+    auto& attn = box.hold("blocks.0.attn", std::make_unique<WindowAttention>(o, random));
+    describe_attention(box, o.window * o.window, o.attention.width, o.attention.heads);
+    check_attention(box, g, name, settings, [&](const Variable& v) { return attn(v); });
   }
 }
 
@@ -367,99 +339,6 @@ TEST(OfqGolden, PatchEmbedding) {
         expect_gradient(grad, g.tensor(name + "/g_p/" + own), g, own);
     }
   }
-}
-
-TEST(OfqGolden, SmallDeit) {
-  LOWBIT_GOLDEN_OR_SKIP(path, "ofq/model_small_deit.safetensors");
-  const GoldenFile g(path);
-  for (const auto& [name, settings] : g.cases()) {
-    if (settings.at("wbits").is_null()) continue;  // float: tests/train
-    SCOPED_TRACE(name);
-    VitConfig c;
-    c.image_size = settings.at("img"), c.patch = settings.at("patch_size"), c.width = settings.at("C");
-    c.depth = settings.at("depth"), c.heads = settings.at("H"), c.classes = settings.at("ncls");
-    c.distilled = true;
-    c.qk_reparam = name.starts_with("qkr");
-    VisionTransformer model(c, 0);
-    SchemeOptions o = bits_of(settings);
-    o.qk_reparam = c.qk_reparam;
-    Scheme scheme = load_scheme("ofq", o);
-    scheme.rules.push_back({R"(patch_embed\..*)", {{"quantizer", "none"}}});  // float in this file
-    install(model, scheme);
-    const std::map<std::string, Tensor> theirs = part_of(g, name + "/p/");
-    std::map<std::string, Tensor> state = model.state();
-    ASSERT_EQ(state.size(), theirs.size());
-    for (auto& [n, t] : state)
-      if (!n.ends_with(".s")) t.copy_from(theirs.at(n));
-    const auto part = [&, n = name](const char* p) { return g.tensor(n + "/" + p); };
-    model.eval();
-    {
-      const NoGrad off;
-      (void)model(Variable(part("init/x")));
-    }
-    for (auto& [n, t] : state) {
-      if (!n.ends_with(".s")) continue;
-      expect_close(t, theirs.at(n), 1e-3, 0, "initial " + n);
-      t.copy_from(theirs.at(n));
-    }
-    const Variable x(part("in/x"), true);
-    expect_close_to_largest(model(x).data(), part("out/eval_logits"), 1e-4, "eval_logits");
-    model.train();
-    const auto heads = model.heads(x);
-    expect_close_to_largest(heads.cls.data(), part("out/cls"), 1e-4, "cls");
-    expect_close_to_largest(heads.dist.data(), part("out/dist"), 1e-4, "dist");
-    const Variable loss = add(cross_entropy(heads.cls, part("in/label")),
-                              teacher_cross_entropy(heads.dist, Variable(part("in/teacher_logits"))));
-    expect_close(loss.data(), part("out/loss"), 1e-5, 0, "loss");
-    loss.backward();
-    expect_close_to_largest(x.grad(), part("g_in/x"), 1e-4, "g_in/x");
-    std::map<std::string, Tensor> ours;
-    for (const NamedParameter& p : model.parameters()) ours[p.name] = p.parameter->var.grad();
-    for (const auto& [n, t] : part_of(g, name + "/g_p/")) {
-      if (n.ends_with("move_k_aft.bias") || n.ends_with("move_qkx_aft.bias"))  // zero but for rounding
-        expect_close(ours.at(n), t, 0, 1e-6, n);
-      else
-        expect_close_to_largest(ours.at(n), t, n.ends_with(".s") ? 1e-3 : 1e-4, n);
-    }
-  }
-}
-
-/// Names and shapes of a published model, the shift of q, k and v in three parts.
-void check_names(const Json& list, const std::string& model_name, bool fused) {
-  std::map<std::string, std::string> expected, actual;
-  for (const Json& row : list) {
-    std::string name = row[0];
-    if (const size_t at = name.find("move_qkv_b4"); at != std::string::npos) {
-      for (const char part : {'q', 'k', 'v'})
-        expected[name.substr(0, at) + "move_" + part + "_b4.bias"] =
-            Shape{row[1][0].get<int64_t>() / 3}.str();
-      continue;
-    }
-    std::string text;
-    for (const Json& d : row[1]) text += (text.empty() ? "" : ", ") + std::to_string(d.get<int64_t>());
-    expected[name] = "[" + text + "]";
-  }
-  VitConfig c = vit_config(model_name);
-  c.qk_reparam = fused;
-  VisionTransformer model(c, 0);
-  SchemeOptions o;
-  o.qk_reparam = fused;
-  install(model, load_scheme("ofq", o));
-  for (const auto& [name, t] : model.state()) actual[name] = t.shape().str();
-  EXPECT_EQ(actual, expected);
-}
-
-TEST(OfqGolden, CheckpointNames) {
-  LOWBIT_GOLDEN_OR_SKIP(path, "ofq/parameters.json");
-  std::ifstream f(path);
-  const Json models = Json::parse(f).at("models");
-  for (const char* size : {"deit_t", "deit_s"})
-    for (const char* form : {"plain", "qkr"}) {
-      SCOPED_TRACE(std::string(size) + "/" + form);
-      const bool tiny = std::string(size) == "deit_t", fused = std::string(form) == "qkr";
-      check_names(models.at(std::string(size) + "/" + form),
-                  tiny ? "deit_tiny_distilled_patch16_224" : "deit_small_distilled_patch16_224", fused);
-    }
 }
 
 }  // namespace

@@ -63,6 +63,15 @@ TEST(Weights, PublishedSwinFilesFit) {
   const TensorMap ofq = {{"features.1.0.mlp.fc1.weight", w}, {"features.1.0.mlp.fc2.weight", w}};
   const TensorMap torchvision = {{"features.1.0.mlp.0.weight", w}, {"features.1.0.mlp.3.weight", w}};
   EXPECT_TRUE(match_weights(ofq, file_of(torchvision)).complete());
+  TensorMap merging = ofq;  // the bias that quantizing adds
+  merging["features.2.reduction.weight"] = merging["features.2.reduction.bias"] = w;
+  EXPECT_THAT(match_weights(merging, file_of(torchvision)).missing,
+              ElementsAre("features.2.reduction.bias", "features.2.reduction.weight"));
+  file = torchvision;
+  file["features.2.reduction.weight"] = w;
+  const WeightMatch added = match_weights(merging, file_of(file));
+  EXPECT_TRUE(added.complete()) << added.table();
+  EXPECT_EQ(added.matched.at("features.2.reduction.bias").to_vector<float>(), std::vector<float>(4, 0));
   EXPECT_TRUE(match_weights(torchvision, file_of(torchvision)).complete());
   EXPECT_THAT(match_weights(ofq, file_of({{"patch_embed.quant.alpha", w}})).unexpected,
               ElementsAre("patch_embed.quant.alpha"));

@@ -9,12 +9,13 @@
 #include "autograd/core/node.h"
 #include "autograd/ops/broadcast.h"
 #include "autograd/ops/cross_entropy.h"
+#include "nn/models/swin.h"
 #include "nn/models/vit.h"
 #include "quant/annealing.h"
 #include "quant/scheme/scheme.h"
 #include "tensor/core/context.h"
 #include "tensor/core/thread_pool.h"
-#include "tests/support/golden.h"
+#include "tests/support/ofq.h"
 #include "train/optim/clip.h"
 #include "train/optim/optimizer.h"
 #include "train/schedule/schedule.h"
@@ -32,32 +33,29 @@ VitConfig golden_config(const nlohmann::json& c) {
   return v;
 }
 
-/// Tensors "<prefix><name>" under our names: q, k and v have a shift each where the files have one for the
-/// three.
-TensorMap part(const GoldenFile& file, const std::string& prefix) {
-  const std::string shift = "move_qkv_b4.bias";
-  TensorMap m;
-  for (const auto& key : file.names_with_prefix(prefix)) {
-    const std::string name = key.substr(prefix.size());
-    const Tensor t = file.tensor(key);
-    if (!name.ends_with(shift)) {
-      m[name] = t;
-      continue;
-    }
-    const int64_t c = t.size(0) / 3;
-    for (int i = 0; i < 3; ++i)
-      m[name.substr(0, name.size() - shift.size()) + "move_" + "qkv"[i] + "_b4.bias"] =
-          t.slice(0, i * c, (i + 1) * c).clone();
+/// The network of a training trace, or its float teacher.
+std::unique_ptr<ImageModel> golden_model(const nlohmann::json& c, bool teacher) {
+  if (c.at("model") != "swin") {
+    VitConfig v = golden_config(c);
+    v.qk_reparam = v.qk_reparam && !teacher;
+    return std::make_unique<VisionTransformer>(v, 0);
   }
-  return m;
+  SwinConfig s;
+  s.name = "golden", s.image_size = 32, s.patch = c.at("ps"), s.window = c.at("ws"), s.width = c.at("C");
+  s.depths = c.at("depths").get<std::vector<int64_t>>(), s.heads = c.at("H").get<std::vector<int64_t>>();
+  s.heads.resize(s.depths.size());  // the file lists those of a stage that is not there
+  s.classes = c.at("ncls"), s.qk_reparam = c.at("qkr") && !teacher;
+  s.layout = teacher ? SwinLayout::torchvision : SwinLayout::ofq;
+  return std::make_unique<SwinTransformer>(s, 0);
 }
 
 /// Soft cross entropy of the second head with the teacher's class head plus cross entropy of the first
-/// (kd_hard_and_soft 1).
-Variable distillation_loss(VisionTransformer& student, const Tensor& images, const Tensor& labels,
+/// (kd_hard_and_soft 1); models of one head use it twice.
+Variable distillation_loss(ImageModel& student, const Tensor& images, const Tensor& labels,
                            const Tensor& teacher_logits) {
   const auto h = student.heads(Variable(images));
-  return add(teacher_cross_entropy(h.dist, Variable(teacher_logits)), cross_entropy(h.cls, labels));
+  return add(teacher_cross_entropy(h.dist.defined() ? h.dist : h.cls, Variable(teacher_logits)),
+             labels.dtype() == DType::i64 ? cross_entropy(h.cls, labels) : soft_cross_entropy(h.cls, labels));
 }
 
 // ---- ofq/model_small_deit: every float case
@@ -71,7 +69,7 @@ TEST(TrainingGolden, SmallDistilledModels) {
     SCOPED_TRACE(name);
     ++checked;
     VisionTransformer model(golden_config(c), 0);
-    model.load(part(file, name + "/p/"));
+    model.load(part_of(file, name + "/p/"));
     const double tolerance = 1e-4;  // of the largest magnitude of each tensor
     model.train();
     Variable x(file.tensor(name + "/in/x"));
@@ -85,7 +83,7 @@ TEST(TrainingGolden, SmallDistilledModels) {
     expect_close_to_largest(h.dist.data(), file.tensor(name + "/out/dist"), tolerance, "dist");
     loss.backward();
     expect_close_to_largest(x.grad(), file.tensor(name + "/g_in/x"), tolerance, "dx");
-    const auto expected = part(file, name + "/g_p/");
+    const auto expected = part_of(file, name + "/g_p/");
     const auto parameters = model.parameters();
     EXPECT_EQ(expected.size(), parameters.size());
     for (const auto& p : parameters) {
@@ -105,12 +103,12 @@ TEST(TrainingGolden, SmallDistilledModels) {
 // ---- ofq/train_*
 
 /// Puts OFQ's quantizers into a model of the files, which keep the patch embedding in float.
-void quantize_as_published(VisionTransformer& model, const nlohmann::json& c) {
+void quantize_as_published(ImageModel& model, const nlohmann::json& c) {
   if (c.at("wbits").is_null()) return;
   SchemeOptions o;
   o.wbits = c.at("wbits"), o.abits = c.at("abits"), o.qk_reparam = c.at("qkr");
   Scheme scheme = load_scheme("ofq", o);
-  scheme.rules.push_back({R"(patch_embed\..*)", {{"quantizer", "none"}}});
+  scheme.rules.push_back({R"((patch_embed|features\.0)\..*)", {{"quantizer", "none"}}});
   install(model, scheme);
 }
 
@@ -118,8 +116,7 @@ struct Trace {
   const GoldenFile& file;
   std::string name;
   nlohmann::json c;
-  VisionTransformer model;
-  std::optional<VisionTransformer> teacher;
+  std::unique_ptr<ImageModel> model, teacher;
   ParameterArena arena;
   Optimizer optimizer;
   Schedule schedule;
@@ -133,47 +130,51 @@ struct Trace {
     o.kind = c.at("opt"), o.weight_decay = c.at("weight_decay");
     return o;
   }
-  static ScheduleOptions schedule_of(const nlohmann::json& c) {
+  /// A file says how many epochs were run. The schedule may have been planned for more: for the fewest that
+  /// give the file's last rate.
+  static ScheduleOptions schedule_of(const nlohmann::json& c, double last_rate) {
     ScheduleOptions s;
     s.kind = c.at("sched"), s.lr = c.at("lr"), s.min_lr = c.at("min_lr");
-    s.total = c.at("epochs"), s.warmup = c.at("warmup_epochs"), s.warmup_lr = c.at("warmup_lr");
+    s.warmup = c.at("warmup_epochs"), s.warmup_lr = c.at("warmup_lr");
+    const int64_t epochs = c.at("epochs"), last = c.at("start_epoch").get<int64_t>() + epochs - 1;
+    for (s.total = epochs; s.total < 4 * epochs; ++s.total)
+      if (std::fabs(Schedule(s).lr(double(last)) - last_rate) <= 1e-12) break;
     return s;
   }
   Trace(const GoldenFile& f, const std::string& n, const nlohmann::json& settings)
       : file(f),
         name(n),
         c(settings),
-        model(golden_config(c), 0),
-        arena((quantize_as_published(model, c), model.parameters())),
+        model(golden_model(c, false)),
+        arena((quantize_as_published(*model, c), model->parameters())),
         optimizer(arena, optimizer_of(c)),
-        schedule(schedule_of(c)),
+        schedule(schedule_of(c, f.tensor(n + "/out/lr").to_vector<double>().back())),
         losses(f.tensor(n + "/out/loss").to_vector<double>()),
         rates(f.tensor(n + "/out/lr").to_vector<double>()),
         labels(f.tensor(n + "/in/y")),
         steps_per_epoch(c.at("steps").get<int64_t>() / c.at("epochs").get<int64_t>()) {
-    if (const TensorMap weights = part(f, n + "/teacher/"); !weights.empty()) {
-      VitConfig t = golden_config(c);
-      t.qk_reparam = false;
-      teacher.emplace(t, 0);
+    if (const TensorMap weights = part_of(f, n + "/teacher/"); !weights.empty()) {
+      teacher = golden_model(c, true);
       teacher->load(weights);
       teacher->train();  // the published loop never switches it; only its class head is used
     }
     const std::string note = c.value("note", ""), range = "boundary_range ";
     if (const size_t at = note.find(range); at != std::string::npos)
-      annealing.emplace(model, std::stod(note.substr(at + range.size())));
-    model.train();
+      annealing.emplace(*model, std::stod(note.substr(at + range.size())));
+    model->train();
   }
 
   Tensor batch(int64_t k) const {
     const int64_t b = c.at("batch");
-    return fill(str_cat(name, "/x/", k), {b, 3, model.config().image_size, model.config().image_size}, 0, 2);
+    return fill(str_cat(name, "/x/", k), {b, 3, model->config().image_size, model->config().image_size}, 0,
+                2);
   }
   /// Loads the snapshot after k steps and its moments; false when they are not stored.
   bool start(int64_t k) {
     const std::string prefix = str_cat(name, "/step_", k, "/");
-    const TensorMap p = part(file, prefix + "p/");
+    const TensorMap p = part_of(file, prefix + "p/");
     if (p.empty()) return false;
-    const TensorMap m = part(file, prefix + "m/"), v = part(file, prefix + "v/");
+    const TensorMap m = part_of(file, prefix + "m/"), v = part_of(file, prefix + "v/");
     TensorMap state = optimizer.state();
     for (auto& [key, t] : state) {
       const TensorMap& moments = key.starts_with("exp_avg_sq/") ? v : m;
@@ -190,7 +191,7 @@ struct Trace {
         t.copy_from(moment->second);
     }
     optimizer.load(state);
-    model.load(p);
+    model->load(p);
     return true;
   }
   /// One step; checks the loss before it and the learning rate.
@@ -209,21 +210,19 @@ struct Trace {
   }
   Variable step_loss(int64_t k) {
     const Tensor y = labels.select(0, k).packed();
-    if (!teacher) return cross_entropy(model.heads(Variable(batch(k))).cls, y, 0.1);
+    if (!teacher) return cross_entropy(model->heads(Variable(batch(k))).cls, y, 0.1);
     Tensor target;
     {
       NoGrad off;
       target = teacher->heads(Variable(batch(k))).cls.data();
     }
-    if (y.dtype() == DType::i64) return distillation_loss(model, batch(k), y, target);
-    const auto h = model.heads(Variable(batch(k)));  // mixed labels
-    return add(teacher_cross_entropy(h.dist, Variable(target)), soft_cross_entropy(h.cls, y));
+    return distillation_loss(*model, batch(k), y, target);
   }
   /// After one step from a stored snapshot: 1e-3·lr, 2·lr where the gradient is rounding noise, and the
   /// rounding of the stored value.
   void expect_parameters(int64_t k) {
     const double lr = rates[size_t(k) - 1];
-    const TensorMap expected = part(file, str_cat(name, "/step_", k, "/p/"));
+    const TensorMap expected = part_of(file, str_cat(name, "/step_", k, "/p/"));
     for (size_t i = 0; i < arena.size(); ++i) {
       const ArenaSlice& s = arena.layout().slices[i];
       const auto got = arena.values().window(i).to_vector<float>(),
@@ -246,8 +245,8 @@ struct Trace {
   }
 };
 
-TEST(TrainingGolden, ParameterGroups) {
-  LOWBIT_GOLDEN_OR_SKIP(path, "ofq/train_adamw_float.safetensors");
+void check_groups(const std::string& file_name) {
+  LOWBIT_GOLDEN_OR_SKIP(path, file_name);
   const GoldenFile file(path);
   for (const auto& [name, c] : file.cases()) {
     SCOPED_TRACE(name);
@@ -260,6 +259,9 @@ TEST(TrainingGolden, ParameterGroups) {
     EXPECT_EQ(got, expected);
   }
 }
+
+TEST(TrainingGolden, ParameterGroups) { check_groups("ofq/train_adamw_float.safetensors"); }
+TEST(TrainingGolden, SwinParameterGroups) { check_groups("ofq/train_swin_w2a2.safetensors"); }
 
 /// One step from every stored snapshot; then, for float models, the whole run. Quantized runs drift apart
 /// over many steps because values round the other way, in the reference too (loss_drift_1e7 of the files).
@@ -290,6 +292,7 @@ TEST(TrainingGolden, TwoBitTrace) { check_trace("ofq/train_adamw_w2a2.safetensor
 TEST(TrainingGolden, MixedLabelTrace) { check_trace("ofq/train_adamw_w4a4_mixed.safetensors"); }
 TEST(TrainingGolden, AnnealingTrace) { check_trace("ofq/train_cga_w2a2.safetensors"); }
 TEST(TrainingGolden, SgdTrace) { check_trace("ofq/train_sgd_w3a3.safetensors"); }
+TEST(TrainingGolden, SwinTrace) { check_trace("ofq/train_swin_w2a2.safetensors"); }
 
 // ---- one result, many ways
 
