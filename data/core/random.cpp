@@ -10,7 +10,7 @@
 namespace lowbit {
 
 namespace {
-enum class Tag : uint8_t { sample = 0xD1, order = 0xD2, batch = 0xD3, erasing = 0xD4 };
+enum class Tag : uint8_t { sample = 0xD1, order = 0xD2, batch = 0xD3, erasing = 0xD4, crops = 0xD5 };
 
 RngKey tagged_key(Tag tag, uint64_t seed, int64_t epoch, int64_t index) {
   LOWBIT_CHECK(epoch >= 0 && epoch < (1 << 24) && index >= 0 && index <= UINT32_MAX, value, "random",
@@ -51,6 +51,7 @@ RngKey batch_key(uint64_t seed, int64_t epoch, int64_t batch) {
 RngKey erasing_key(uint64_t seed, int64_t epoch, int64_t position) {
   return tagged_key(Tag::erasing, seed, epoch, position);
 }
+RngKey crop_key(uint64_t seed, int64_t image) { return tagged_key(Tag::crops, seed, 0, image); }
 
 std::vector<int64_t> permutation(int64_t n, const RngKey& key) {
   std::vector<int64_t> order(static_cast<size_t>(n));

@@ -17,6 +17,8 @@ RngKey sample_key(uint64_t seed, int64_t epoch, int64_t index);
 RngKey epoch_key(uint64_t seed, int64_t epoch);
 RngKey batch_key(uint64_t seed, int64_t epoch, int64_t batch);
 RngKey erasing_key(uint64_t seed, int64_t epoch, int64_t position);
+/// Of the crops of an image that a teacher labels.
+RngKey crop_key(uint64_t seed, int64_t image);
 
 /// The permutation of 0 … n − 1 that the key names (Fisher-Yates).
 std::vector<int64_t> permutation(int64_t n, const RngKey& key);

@@ -1,14 +1,12 @@
 #include "data/soft_label/label_store.h"
 
 #include <algorithm>
-#include <cstring>
 #include <filesystem>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <unordered_map>
 
 #include "tensor/core/error.h"
-#include "tensor/hd/half.h"
 #include "tensor/io/zip.h"
 
 namespace lowbit {
@@ -17,81 +15,7 @@ namespace {
 
 namespace fs = std::filesystem;
 constexpr const char* kOp = "labels";
-constexpr std::string_view kMagic = "lowbit labels 1\n";
-constexpr uint64_t kFooter = 8 + 8 + 8 + 4 + kMagic.size();
-
-template <class T>
-void put(std::string& out, T v) {
-  out.append(reinterpret_cast<const char*>(&v), sizeof v);
-}
-template <class T>
-T take(const char*& at) {
-  T v;
-  std::memcpy(&v, at, sizeof v);
-  at += sizeof v;
-  return v;
-}
-
-/// Form of the records.
-struct Layout {
-  SoftLabelType type = SoftLabelType::hard;
-  int64_t ids = 0, probabilities = 0;
-  bool half = false, wide = false;
-
-  int64_t real_bytes() const { return half ? 2 : 4; }
-  int64_t record_bytes() const {
-    return 4 * real_bytes() + 1 + ids * (wide ? 4 : 2) + probabilities * real_bytes() + 4;
-  }
-  bool holds(const CropLabels& l) const {
-    const auto fits = [&](float x) { return !half || float(f16(x)) == x; };
-    bool ok = std::all_of(l.probabilities.begin(), l.probabilities.end(), fits);
-    for (const auto& c : l.crops) ok = ok && fits(c.top) && fits(c.left) && fits(c.height) && fits(c.width);
-    return ok &&
-           (wide || std::all_of(l.ids.begin(), l.ids.end(), [](int32_t id) { return id <= UINT16_MAX; }));
-  }
-
-  void put_real(std::string& out, float x) const {
-    if (half)
-      put(out, f16(x).bits);
-    else
-      put(out, x);
-  }
-  float take_real(const char*& at) const {
-    if (!half) return take<float>(at);
-    f16 h;
-    h.bits = take<uint16_t>(at);
-    return float(h);
-  }
-  std::string encode(const CropLabels& l, int64_t i) const {
-    std::string out;
-    const CropLabels::Crop& c = l.crops[size_t(i)];
-    for (const float x : {c.top, c.left, c.height, c.width}) put_real(out, x);
-    put(out, uint8_t(c.flip));
-    for (int64_t k = 0; k < ids; ++k) {
-      const auto id = uint32_t(l.ids[size_t(i * ids + k)]);
-      if (wide)
-        put(out, id);
-      else
-        put(out, uint16_t(id));
-    }
-    for (int64_t k = 0; k < probabilities; ++k) put_real(out, l.probabilities[size_t(i * probabilities + k)]);
-    put(out, crc32_of(out.data(), out.size()));
-    return out;
-  }
-  void decode(const std::string& record, const std::string& where, CropLabels& l) const {
-    const char* at = record.data();
-    const char* crc = at + record.size() - 4;
-    LOWBIT_CHECK(crc32_of(at, record.size() - 4) == take<uint32_t>(crc), io, kOp, where,
-                 ": a record is damaged (wrong checksum)");
-    CropLabels::Crop c;
-    for (float* x : {&c.top, &c.left, &c.height, &c.width}) *x = take_real(at);
-    c.flip = take<uint8_t>(at) != 0;
-    l.crops.push_back(c);
-    for (int64_t k = 0; k < ids; ++k)
-      l.ids.push_back(int32_t(wide ? take<uint32_t>(at) : take<uint16_t>(at)));
-    for (int64_t k = 0; k < probabilities; ++k) l.probabilities.push_back(take_real(at));
-  }
-};
+using namespace pack;
 
 CropLabels like(SoftLabelType type, int64_t ids, int64_t probabilities) {
   CropLabels l;
@@ -293,17 +217,12 @@ struct PackWriter::Impl {
   std::string index;
 };
 
-PackWriter::PackWriter(const std::string& path, SoftLabelType type, int64_t ids_each,
-                       int64_t probabilities_each, bool half, bool wide_ids)
-    : impl_(std::make_unique<Impl>(path, Layout{type, ids_each, probabilities_each, half, wide_ids})) {}
+PackWriter::PackWriter(const std::string& path, const Layout& layout)
+    : impl_(std::make_unique<Impl>(path, layout)) {}
 PackWriter::~PackWriter() = default;
 
 void PackWriter::add(const std::string& key, const CropLabels& l) {
-  LOWBIT_CHECK(key.size() <= UINT16_MAX, io, kOp, "name of an image is too long: ", printable(key));
-  put(impl_->index, uint16_t(key.size()));
-  impl_->index += key;
-  put(impl_->index, impl_->records);
-  put(impl_->index, uint32_t(l.size()));
+  impl_->index += index_entry(key, impl_->records, l.size());
   std::string records;
   for (int64_t i = 0; i < l.size(); ++i) records += impl_->layout.encode(l, i);
   impl_->file.write(records);
@@ -311,21 +230,7 @@ void PackWriter::add(const std::string& key, const CropLabels& l) {
 }
 
 void PackWriter::finish() {
-  const Layout& l = impl_->layout;
-  const nlohmann::json header = {{"type", soft_label_name(l.type, l.ids)},
-                                 {"ids", l.ids},
-                                 {"probabilities", l.probabilities},
-                                 {"half", l.half},
-                                 {"wide_ids", l.wide},
-                                 {"records", impl_->records}};
-  const std::string json = header.dump(), tail = impl_->index + json;
-  std::string footer;
-  put(footer, uint64_t(json.size()));
-  put(footer, uint64_t(kMagic.size() + impl_->records * uint64_t(l.record_bytes())));
-  put(footer, uint64_t(impl_->index.size()));
-  put(footer, crc32_of(tail.data(), tail.size()));
-  footer += kMagic;
-  impl_->file.write(tail + footer);
+  impl_->file.write(tail(impl_->layout, impl_->index, impl_->records));
   impl_->file.commit();
 }
 
@@ -339,7 +244,7 @@ LabelSummary pack_labels(const std::string& folder, const std::string& out,
   }
   for (;;) {  // again in a wider form when a file does not fit
     LabelSummary s;
-    PackWriter writer(out, layout.type, layout.ids, layout.probabilities, layout.half, layout.wide);
+    PackWriter writer(out, layout);
     bool fits = true;
     for (const auto& [key, path] : files) {
       const CropLabels l = read_label_file(path);

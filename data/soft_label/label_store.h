@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "data/soft_label/soft_label.h"
+#include "data/soft_label/pack_format.h"
 
 namespace lowbit {
 
@@ -57,8 +57,7 @@ LabelSummary pack_labels(const std::string& folder, const std::string& out,
 /// that one that is cut off while in use gives an error.
 class PackWriter {
  public:
-  PackWriter(const std::string& path, SoftLabelType type, int64_t ids_each, int64_t probabilities_each,
-             bool half, bool wide_ids);
+  PackWriter(const std::string& path, const pack::Layout& layout);
   ~PackWriter();
   void add(const std::string& key, const CropLabels& labels);
   void finish();

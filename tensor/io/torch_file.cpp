@@ -285,28 +285,78 @@ void put_tensor(std::string& p, const Tensor& t, const std::string& key) {
        "ccollections\nOrderedDict\n)RtR";
 }
 
-}  // namespace
-
-void save_torch(const std::string& path, const TensorMap& tensors) {
-  std::string pickle = "\x80\x02}(";
-  int64_t next = 0;
-  for (const auto& [name, t] : tensors) {
-    put_text(pickle, name);
-    put_tensor(pickle, t, std::to_string(next++));
+/// Bytes as the text "latin1" would decode to them, which is how protocol 2 carries them.
+std::string as_latin1(const Tensor& t) {
+  const auto* bytes = static_cast<const uint8_t*>(t.view().data);
+  std::string text;
+  for (size_t i = 0; i < t.bytes(); ++i) {
+    if (bytes[i] >= 0x80) text += char(0xC0 | bytes[i] >> 6);
+    text += char(bytes[i] < 0x80 ? bytes[i] : 0x80 | (bytes[i] & 0x3F));
   }
-  pickle += "u.";
+  return text;
+}
+
+/// numpy.core.multiarray._reconstruct(ndarray, (0,), b'b') with the state (1, shape, dtype, False, bytes)
+void put_array(std::string& p, const Tensor& t) {
+  const char* type = t.dtype() == DType::f32   ? "f4"
+                     : t.dtype() == DType::f16 ? "f2"
+                     : t.dtype() == DType::i64 ? "i8"
+                     : t.dtype() == DType::b8  ? "b1"
+                                               : nullptr;
+  LOWBIT_CHECK(type, dtype, "torch", "arrays are written of f32, f16, i64 and b8 (got ", t.str(), ")");
+  const auto bytes = [&](const std::string& text) {
+    p += "c_codecs\nencode\n";
+    put_text(p, text), put_text(p, "latin1");
+    p += "\x86R";
+  };
+  p += "cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\n";
+  put_ints(p, {0});
+  bytes("b");
+  p += "\x87R(";
+  put_int(p, 1);
+  put_ints(p, {t.shape().begin(), t.shape().end()});
+  p += "cnumpy\ndtype\n";
+  put_text(p, type);
+  p += "\x89\x88\x87R(";
+  put_int(p, 3);
+  put_text(p, t.dtype() == DType::b8 ? "|" : "<");
+  p += "NNN";
+  put_int(p, -1), put_int(p, -1), put_int(p, 0);
+  p += "tb\x89";
+  bytes(as_latin1(t));
+  p += "tb";
+}
+
+/// The pickle and, for tensors, its storages.
+void write_zip(const std::string& path, const std::string& pickle, const std::vector<Tensor>& storages) {
   AtomicFile out(path);
   ZipWriter zip(out);
   zip.add("archive/data.pkl", pickle);
   zip.add("archive/byteorder", "little");
-  next = 0;
-  for (const auto& [name, t] : tensors) {
-    const Tensor packed = t.to(Device{}).packed();
-    zip.add("archive/data/" + std::to_string(next++), packed.view().data, packed.bytes());
-  }
+  for (size_t i = 0; i < storages.size(); ++i)
+    zip.add("archive/data/" + std::to_string(i), storages[i].view().data, storages[i].bytes());
   zip.add("archive/version", "3\n");
   zip.finish();
   out.commit();
+}
+
+}  // namespace
+
+void save_torch_arrays(const std::string& path, const std::vector<Tensor>& arrays) {
+  std::string pickle = "\x80\x02](";
+  for (const Tensor& t : arrays) put_array(pickle, t.to(Device{}).packed());
+  write_zip(path, pickle + "e.", {});
+}
+
+void save_torch(const std::string& path, const TensorMap& tensors) {
+  std::string pickle = "\x80\x02}(";
+  std::vector<Tensor> storages;
+  for (const auto& [name, t] : tensors) {
+    put_text(pickle, name);
+    put_tensor(pickle, t, std::to_string(storages.size()));
+    storages.push_back(t.to(Device{}).packed());
+  }
+  write_zip(path, pickle + "u.", storages);
 }
 
 }  // namespace lowbit

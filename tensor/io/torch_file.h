@@ -50,5 +50,7 @@ class TorchFile {
 
 /// A plain dict name → tensor in the zip form; torch.load(path, weights_only=True) accepts it. Atomic.
 void save_torch(const std::string& path, const TensorMap& tensors);
+/// torch.save of a list of NumPy arrays (f32, f16, i64, b8), the form of FKD's label files. Atomic.
+void save_torch_arrays(const std::string& path, const std::vector<Tensor>& arrays);
 
 }  // namespace lowbit

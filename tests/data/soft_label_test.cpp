@@ -226,6 +226,49 @@ TEST(SoftLabels, TrainingReadsTheSameBytesFromEitherForm) {
   EXPECT_GT(different, 0);  // another epoch, other crops
 }
 
+/// Bytes that this process has read from files so far.
+int64_t bytes_read() {
+  std::ifstream f("/proc/self/io");
+  std::string name;
+  int64_t n = -1;
+  f >> name >> n;
+  return name == "rchar:" ? n : -1;
+}
+
+TEST(SoftLabels, FourOf500CropsReadFourRecords) {
+  const TempDir dir;
+  const std::string path = dir.path() + "/labels.pack";
+  pack::Layout layout;
+  layout.type = SoftLabelType::marginal, layout.ids = layout.probabilities = 5;
+  CropLabels all;
+  all.type = layout.type, all.ids_each = all.probabilities_each = 5;
+  for (int i = 0; i < 500; ++i) {
+    all.crops.push_back({float(i) / 1000, 0.25f, 0.5f, 0.5f, i % 2 == 0});
+    for (int k = 0; k < 5; ++k) all.ids.push_back(100 * k + i), all.probabilities.push_back(0.125f);
+  }
+  PackWriter writer(path, layout);
+  writer.add("n01/a", all);
+  writer.finish();
+  const auto record = uint64_t(layout.record_bytes());
+  std::vector<uint8_t> bytes;
+  read_file(path, bytes);
+  const std::vector<int64_t> which = {499, 3, 250, 4};
+  for (int64_t i = 0; i < 500; ++i)  // every other record is damaged: to read it would be an error
+    if (std::find(which.begin(), which.end(), i) == which.end())
+      bytes[pack::kMagic.size() + uint64_t(i) * record] ^= 1;
+  std::ofstream(path, std::ios::binary).write(reinterpret_cast<const char*>(bytes.data()), std::ssize(bytes));
+  const auto store = open_labels(path);
+  const int64_t before = bytes_read();
+  const CropLabels four = store->read("n01/a", which);
+  const int64_t after = bytes_read();
+  ASSERT_EQ(four.size(), 4);
+  for (size_t i = 0; i < 4; ++i) EXPECT_EQ(four.ids[5 * i], int32_t(which[i]));
+  EXPECT_THROW(store->read("n01/a", {5}), Error);
+  if (before < 0) GTEST_SKIP() << "no /proc/self/io here: the bytes read are not counted";
+  EXPECT_LE(after - before, int64_t(4 * record) + 1024) << "the counter reads a little itself";
+  EXPECT_LT(after - before, int64_t(500 * record) / 4);
+}
+
 TEST(SoftLabels, DamageIsRefused) {
   LOWBIT_GOLDEN_OR_SKIP(root, "vvtq/fkd");
   const TempDir dir;
