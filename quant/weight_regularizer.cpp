@@ -3,8 +3,12 @@
 #include <cmath>
 #include <map>
 
+#include "autograd/core/node.h"
 #include "autograd/ops/broadcast.h"
+#include "quant/ops/dampening.h"
 #include "quant/quantizer/lsq_quantizer.h"
+#include "quant/quantizer/minmax_quantizer.h"
+#include "quant/quantizer/ofq_quantizer.h"
 #include "quant/scheme/scheme.h"
 
 namespace lowbit {
@@ -32,6 +36,31 @@ Variable weight_regularizer(Module& model, MembershipTest membership) {
     s.grad_scale = bin_gradient_factor(w->second.data(), w->second.ndim() == 4, s.levels.hi);
     s.membership = membership;
     const Variable r = bin_regularizer(w->second, q->alpha(), s);
+    sum = sum.defined() ? add(sum, r) : r;
+  }
+  return sum;
+}
+
+Variable dampening_regularizer(Module& model) {
+  std::map<std::string, Variable> weights;
+  for (const NamedParameter& p : model.parameters()) weights[p.name] = p.parameter->var;
+  Variable sum;
+  for (const auto& [slot, q] : quantizers(model)) {
+    const auto at = weights.find(slot);
+    if (at == weights.end() || q->bits() < 2 || dynamic_cast<const MinMaxQuantizer*>(q)) continue;
+    const Variable& w = at->second;
+    Tensor values;
+    {
+      const NoGrad off;
+      values = q->apply(w).data();
+    }
+    Tensor s = q->scale();  // of what was quantized just now
+    Shape rows = w.shape();
+    for (int d = 0; d < rows.ndim(); ++d)
+      if (s.numel() == 1 || d != w.ndim() + q->spec().axis) rows.set(d, 1);
+    Levels l = Levels::of(q->bits(), true);
+    if (dynamic_cast<const StatsqQuantizer*>(q)) l.hi = -l.lo;
+    const Variable r = dampening(w, values, s.reshape(rows), l.lo, l.hi);
     sum = sum.defined() ? add(sum, r) : r;
   }
   return sum;

@@ -15,4 +15,8 @@ double bin_gradient_factor(const Tensor& w, bool convolution, int highest);
 /// a quantizer with several scales (head-wise)
 Variable weight_regularizer(Module& model, MembershipTest membership = MembershipTest::published);
 
+/// Σ of quant/ops/dampening.h over the weights that LSQ (`lsq`, `ofq`) and StatsQ quantizers of 2 … 8 bits
+/// quantize; [1]. The interval of StatsQ is [−a, a]. Undefined when there is none.
+Variable dampening_regularizer(Module& model);
+
 }  // namespace lowbit

@@ -127,51 +127,6 @@ TEST(CrossEntropy, DivergenceOfEqualDistributionsIsZero) {
   EXPECT_EQ(kl_divergence(z, z.detach(), 2).data().item<float>(), 0.f);
 }
 
-// ---- golden/ofq/losses
-// -------------------------------------------------------------------------------------------
-
-using Inputs = std::map<std::string, Variable>;
-
-/// The loss of a published case from the ops here; undefined when the case needs others.
-Variable ofq_loss(const std::string& name, const nlohmann::json& settings, Inputs& in, const GoldenFile& g) {
-  const double smoothing = settings.value("smoothing", 0.0), temperature = settings.value("T", 1.0);
-  const Tensor label = g.tensor("common/label"), soft_label = g.tensor("common/soft_label");
-  const auto hard_term = [&](const Variable& z) { return cross_entropy(z, label); };
-  const auto soft_term = [&](const Variable& z) { return soft_cross_entropy(z, soft_label); };
-  if (name.starts_with("kl_soft")) return teacher_cross_entropy(in["out"], in["t"], temperature);
-  if (name == "cross_entropy" || name == "label_smoothing") return cross_entropy(in["out"], label, smoothing);
-  if (name == "soft_target_ce") return soft_term(in["out"]);
-  if (name == "kd_one_head_hard") return add(teacher_cross_entropy(in["out"], in["t"]), hard_term(in["out"]));
-  if (name == "kd_one_head_soft") return add(teacher_cross_entropy(in["out"], in["t"]), soft_term(in["out"]));
-  if (name == "kd_two_heads_hard")
-    return add(teacher_cross_entropy(in["dist"], in["tcls"]), hard_term(in["cls"]));
-  if (name == "kd_two_heads_soft" || name == "kd_softtargetce")
-    return add(teacher_cross_entropy(in["dist"], in["tcls"]), soft_term(in["cls"]));
-  return {};
-}
-
-TEST(CrossEntropy, EqualsPublishedOfqLosses) {
-  LOWBIT_GOLDEN_OR_SKIP(path, "ofq/losses.safetensors");
-  const GoldenFile g(path);
-  int covered = 0;
-  for (const auto& [name, settings] : g.cases()) {
-    Inputs in;
-    for (const std::string& full : g.names_with_prefix(name + "/in/"))
-      in[full.substr(name.size() + 4)] = Variable(g.tensor(full), true);
-    const Variable loss = ofq_loss(name, settings, in, g);
-    if (!loss.defined()) continue;  // losses of other ops: JSD, score maps, token features, dampening
-    ++covered;
-    loss.backward();
-    expect_close(loss.data(), g.tensor(name + "/out/loss"), g.rtol(), g.atol(), name);
-    for (const auto& [input, v] : in) {
-      if (!g.has(name + "/g_in/" + input)) continue;
-      const Tensor grad = v.grad().defined() ? v.grad() : Tensor::zeros(v.shape());
-      expect_close(grad, g.tensor(name + "/g_in/" + input), g.rtol(), g.atol(), name + "/g_in/" + input);
-    }
-  }
-  EXPECT_GT(covered, 0);
-}
-
 // ---- golden/vvtq
 // -------------------------------------------------------------------------------------------------
 

@@ -78,6 +78,7 @@ constexpr OptionSpec kOptions[] = {
     {"qk-reparam", quantization, flag, kRunVerbs | kBench | kLabels, "off", "", "query-key reparameterization: one fused matrix per head is quantized in place of the two projections", {.source = "OFQ, Liu et al. 2023"}},
     {"cga-range", quantization, real, kTrain, "0", "levels", "confidence-guided annealing: only weights so near a threshold move; a last phase from trained weights, e.g. 0.005 with --lr 1e-5 --sched constant --epochs 30; 0: off", {.source = "OFQ, Liu et al. 2023", .aliases = "boundary-range", .lo = 0, .hi = 0.5}},
     {"bin-regularizer", quantization, flag, kTrain, "off", "", "oscillation-aware bin regularization of LSQ weights, its weight rising from 0 after a quarter of the run to 0.01", {.source = "VVTQ", .aliases = "reg obr"}},
+    {"dampening", quantization, real, kTrain, "0", "weight", "weight of a loss that pulls weights to their levels, so that they oscillate less; 0: off", {.source = "Nagel et al. 2022", .lo = 0, .hi = 1e6, .rare = true}},
     {"use-offset", quantization, flag, kRunVerbs | kBench | kLabels, "off", "", "learned offset of activations", {.source = "VVTQ", .rare = true}},
     {"fixed-scale", quantization, flag, kTrain, "off", "", "do not train scales and offsets", {.source = "VVTQ", .rare = true}},
     {"calibration-images", quantization, integer, kRunVerbs, "128", "images", "images from which the first scales are taken where the weights have none: training images, for eval validation images", {.lo = 1, .hi = 1e6}},

@@ -111,6 +111,8 @@ Trainer::Trainer(const Options& o, ImageModel& model, ImageModel* teacher, const
                accumulate_, " a step)");
   LOWBIT_CHECK(!o.flag("bin-regularizer") || weight_regularizer(model).defined(), usage, "lowbit",
                "--bin-regularizer needs weights with LSQ quantizers (--wbits, --quantizer vvtq or lsq)");
+  LOWBIT_CHECK(o.real("dampening") == 0 || dampening_regularizer(model).defined(), usage, "lowbit",
+               "--dampening needs weights with trained quantizers (--wbits, --quantizer vvtq, lsq or ofq)");
   if (o.real("cga-range") > 0) {
     annealing_.emplace(model, o.real("cga-range"));
     LOWBIT_CHECK(!annealing_->empty(), usage, "lowbit",
@@ -291,6 +293,8 @@ void Trainer::step(const std::vector<Loader::Batch>& parts) {
     // Once in an update, however many batches make it.
     if (regularizer > 0 && &b == &parts.front())
       l = add(l, scale(weight_regularizer(model_), regularizer * double(accumulate_)));
+    if (o_.real("dampening") > 0 && &b == &parts.front())
+      l = add(l, scale(dampening_regularizer(model_), o_.real("dampening") * double(accumulate_)));
     if (accumulate_ == 1)
       l.backward();
     else

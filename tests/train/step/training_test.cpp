@@ -9,6 +9,7 @@
 #include "autograd/core/node.h"
 #include "autograd/ops/broadcast.h"
 #include "autograd/ops/cross_entropy.h"
+#include "nn/loss/distillation.h"
 #include "nn/models/swin.h"
 #include "nn/models/vit.h"
 #include "quant/annealing.h"
@@ -49,15 +50,6 @@ std::unique_ptr<ImageModel> golden_model(const nlohmann::json& c, bool teacher) 
   return std::make_unique<SwinTransformer>(s, 0);
 }
 
-/// Soft cross entropy of the second head with the teacher's class head plus cross entropy of the first
-/// (kd_hard_and_soft 1); models of one head use it twice.
-Variable distillation_loss(ImageModel& student, const Tensor& images, const Tensor& labels,
-                           const Tensor& teacher_logits) {
-  const auto h = student.heads(Variable(images));
-  return add(teacher_cross_entropy(h.dist.defined() ? h.dist : h.cls, Variable(teacher_logits)),
-             labels.dtype() == DType::i64 ? cross_entropy(h.cls, labels) : soft_cross_entropy(h.cls, labels));
-}
-
 // ---- ofq/model_small_deit: every float case
 
 TEST(TrainingGolden, SmallDistilledModels) {
@@ -75,9 +67,8 @@ TEST(TrainingGolden, SmallDistilledModels) {
     Variable x(file.tensor(name + "/in/x"));
     x.set_requires_grad(true);
     const auto h = model.heads(x);
-    const Variable loss =
-        add(teacher_cross_entropy(h.dist, Variable(file.tensor(name + "/in/teacher_logits"))),
-            cross_entropy(h.cls, file.tensor(name + "/in/label")));
+    const Variable loss = distillation_loss(h.cls, h.dist, Variable(file.tensor(name + "/in/teacher_logits")),
+                                            file.tensor(name + "/in/label"));
     expect_close_to_largest(loss.data(), file.tensor(name + "/out/loss"), tolerance, "loss");
     expect_close_to_largest(h.cls.data(), file.tensor(name + "/out/cls"), tolerance, "cls");
     expect_close_to_largest(h.dist.data(), file.tensor(name + "/out/dist"), tolerance, "dist");
@@ -216,7 +207,8 @@ struct Trace {
       NoGrad off;
       target = teacher->heads(Variable(batch(k))).cls.data();
     }
-    return distillation_loss(*model, batch(k), y, target);
+    const auto h = model->heads(Variable(batch(k)));
+    return distillation_loss(h.cls, h.dist, Variable(target), y);
   }
   /// After one step from a stored snapshot: 1e-3·lr, 2·lr where the gradient is rounding noise, and the
   /// rounding of the stored value.
