@@ -30,10 +30,16 @@ void replay_crop(const ImageView& image, const CropLabels::Crop& c, Filter filte
 
 ReplayDataset::ReplayDataset(ImageList list, std::shared_ptr<const LabelStore> labels,
                              const ReplayOptions& options)
-    : list_(std::move(list)), labels_(std::move(labels)), o_(options) {
+    : list_(std::make_shared<ImageList>(std::move(list))), labels_(std::move(labels)), o_(options) {
   LOWBIT_CHECK(o_.crops > 0 && o_.size > 0 && o_.classes > 0, value, "labels",
                "crops, size and classes must be positive (got ", o_.crops, ", ", o_.size, ", ", o_.classes,
                ")");
+}
+
+std::shared_ptr<const ReplayDataset> ReplayDataset::with_crops(int64_t crops) const {
+  auto other = std::make_shared<ReplayDataset>(*this);
+  other->o_.crops = crops;
+  return other;
 }
 
 std::vector<Dataset::Field> ReplayDataset::fields() const {
@@ -49,7 +55,7 @@ void ReplayDataset::read(int64_t index, const RngKey& key, std::span<const View>
     ResizeScratch resize;
   };
   thread_local Scratch s;
-  const std::string path = list_.root + "/" + list_.paths[size_t(index)], name = label_key(path);
+  const std::string path = list_->root + "/" + list_->paths[size_t(index)], name = label_key(path);
   const int64_t stored = labels_->crops(name);
   LOWBIT_CHECK(stored >= o_.crops, io, "labels", name, " has ", stored, " labelled crops, ", o_.crops,
                " are needed (--crops)");
@@ -66,7 +72,7 @@ void ReplayDataset::read(int64_t index, const RngKey& key, std::span<const View>
     normalize_chw(s.crop, o_.normalization, out[0].as<float>() + i * 3 * plane);
     recover_soft_label(labels, i, o_.classes, name, out[2].as<float>() + i * o_.classes);
   }
-  *out[1].as<int64_t>() = list_.labels[size_t(index)];
+  *out[1].as<int64_t>() = list_->labels[size_t(index)];
 }
 
 }  // namespace lowbit

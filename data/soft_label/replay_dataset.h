@@ -33,12 +33,15 @@ void replay_crop(const ImageView& image, const CropLabels::Crop& c, Filter filte
 class ReplayDataset final : public Dataset {
  public:
   ReplayDataset(ImageList list, std::shared_ptr<const LabelStore> labels, const ReplayOptions& options);
-  int64_t size() const override { return list_.size(); }
+  /// The same images and labels with another number of crops.
+  std::shared_ptr<const ReplayDataset> with_crops(int64_t crops) const;
+  int64_t crops() const { return o_.crops; }
+  int64_t size() const override { return list_->size(); }
   std::vector<Field> fields() const override;
   void read(int64_t index, const RngKey& key, std::span<const View> out) const override;
 
  private:
-  ImageList list_;
+  std::shared_ptr<const ImageList> list_;
   std::shared_ptr<const LabelStore> labels_;
   ReplayOptions o_;
 };

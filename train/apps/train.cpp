@@ -56,22 +56,23 @@ void check_training_options(const Options& o) {
 }
 
 void print_plan(const Options& o, ImageModel& model, const Trainer& trainer, const DataSets& data) {
-  const StepEstimate e = estimate_step(model, o.integer("batch-size"));
-  const int64_t steps = trainer.steps_per_epoch(), epochs = o.integer("epochs");
+  const int64_t batch = o.integer("batch-size") * std::max<int64_t>(data.crops, 1);
+  const StepEstimate e = estimate_step(model, batch);
+  const int64_t steps = trainer.steps(), epochs = o.integer("epochs");
   const double parameters = 4.0 * double(model_size(model).parameters);
   std::printf("model        %s\n", model_line(model).c_str());
   std::printf("bit map\n%s", bit_map_text(model).c_str());
   std::printf("data         %s; decoder %s\n", data.description.c_str(), decoder_name());
-  std::printf("run          %lld epochs of %lld steps of %lld images, seed %lld\n",
+  std::printf("run          %lld epochs, %lld steps of %lld images, seed %lld\n",
               static_cast<long long>(epochs), static_cast<long long>(steps),
-              static_cast<long long>(o.integer("batch-size") * o.integer("accumulate")),
+              static_cast<long long>(batch * o.integer("accumulate")),
               static_cast<long long>(o.integer("seed")));
   std::printf("memory       parameters, gradients and moments %s, kept for backward %s\n",
               bytes_text(4 * parameters).c_str(), bytes_text(double(e.saved_bytes)).c_str());
   if (o.flag("report-memory")) std::printf("%s", e.per_op.c_str());
-  const double total = e.seconds * double(o.integer("accumulate")) * double(steps) * double(epochs);
+  const double total = e.seconds * double(o.integer("accumulate")) * double(steps);
   std::printf("time         %.2f s a step, %.1f img/s, about %s without evaluations\n", e.seconds,
-              double(o.integer("batch-size")) / e.seconds, duration_text(total).c_str());
+              double(batch) / e.seconds, duration_text(total).c_str());
 }
 
 void write_identity(const Options& o, const std::vector<std::string>& command_line, const std::string& folder,

@@ -40,7 +40,7 @@ constexpr OptionSpec kOptions[] = {
     {"recount", data, integer, kTrain, "1", "boxes", "boxes of random erasing", {.source = "timm", .lo = 1, .hi = 100, .rare = true}},
     {"aug-repeats", data, integer, kTrain, "0", "N", "repeated augmentation: an image appears N times in a row, other crops each time; 0: off", {.source = "Hoffer et al. 2020, timm", .aliases = "num-aug-repeats", .lo = 0, .hi = 64, .rare = true}},
     {"soft-labels", data, text, kTrain, "", "PATH", "learn stored soft labels on stored crops: a folder of FKD's files, or a file of 'labels pack'", {.source = "Shen & Xing 2022", .aliases = "softlabel-path"}},
-    {"crops", data, integer, kTrain, "4", "N", "crops of an image in one visit with --soft-labels; --batch-size counts images", {.source = "VVTQ", .aliases = "num-crops", .lo = 1, .hi = 500}},
+    {"crops", data, integer, kTrain, "4", "N", "with --soft-labels: crops of an image in one visit, which counts as so many epochs; --batch-size counts images of such a visit. Warm-up and the last N epochs take one crop of N times the images", {.source = "VVTQ", .aliases = "num-crops", .lo = 1, .hi = 500}},
     {"soft-label-type", data, text, kTrain, "auto", "TYPE", "auto (as stored) or marginal_renorm for stored top-k labels", {.source = "FKD", .choices = "auto|marginal_renorm", .rare = true}},
     {"soft-label-type", data, text, kLabels, "marginal_smoothing_k5", "TYPE", "gen: what is kept of a teacher's probabilities: ori (all), hard, smoothing, marginal_smoothing_k5 (any k), marginal_renorm_k5", {.source = "FKD", .aliases = "label-type"}},
     {"crops", data, integer, kLabels, "500", "N", "gen: crops of an image", {.source = "FKD", .aliases = "num-crops", .lo = 1, .hi = 1e5}},

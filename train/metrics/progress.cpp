@@ -45,7 +45,7 @@ double seconds_left_of_epoch(const TrainProgress& p) {
 double seconds_left_of_run(const TrainProgress& p) {
   const double whole = double(p.steps) * p.step_time.mean() + p.eval_seconds;
   return seconds_left_of_epoch(p) + p.eval_seconds +
-         double(std::max<int64_t>(0, p.epochs - p.epoch - 1)) * whole;
+         double(std::max<int64_t>(0, p.epochs - p.epoch - p.covered)) / double(p.covered) * whole;
 }
 
 std::string status_text(const TrainProgress& p) {

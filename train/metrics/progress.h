@@ -11,6 +11,7 @@ namespace lowbit {
 /// State of a training epoch after some step.
 struct TrainProgress {
   int64_t epoch = 0, epochs = 0;     ///< index and number
+  int64_t covered = 1;               ///< epochs that this pass counts for
   int64_t step = 0, steps = 0;       ///< index in the epoch and number
   RunningMean loss, top1;            ///< top1 in percent
   RunningMean step_time, data_time;  ///< seconds

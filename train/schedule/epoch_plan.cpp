@@ -11,26 +11,24 @@ double bin_regulariser_weight(double epoch, double epochs) {
   return 0.01 - 0.005 * (1 + std::cos(std::numbers::pi * (epoch - start) / (epochs - start)));
 }
 
+EpochCall epoch_call(const EpochPlanOptions& o, const Schedule& schedule, int64_t epoch) {
+  const bool warming = epoch < o.warmup, last = epoch >= o.epochs - o.crops;
+  EpochCall c{epoch, warming || last ? 1 : o.crops, double(!warming && last ? epoch + 1 : epoch), 0,
+              bin_regulariser_weight(double(epoch), double(o.epochs))};
+  c.lr = schedule.lr(c.time);
+  return c;
+}
+
 std::vector<EpochCall> epoch_plan(const EpochPlanOptions& o, const Schedule& schedule) {
-  std::vector<EpochCall> plan;
-  const auto add = [&](int64_t e, int crops, double lr) {
-    plan.push_back({e, crops, lr, bin_regulariser_weight(double(e), double(o.epochs))});
-  };
-  int64_t first = 0, warmup = o.warmup;
+  EpochPlanOptions rest = o;
+  int64_t e = 0;
   if (o.resume_epoch >= 0) {
-    first = o.resume_epoch;
+    e = o.resume_epoch;
     // A checkpoint of a multi-crop pass stores e + 1; the next pass is e + crops.
-    if (first > warmup) first += o.crops - 1, warmup = 0;
+    if (e > o.warmup) e += o.crops - 1, rest.warmup = 0;
   }
-  int64_t e = first;
-  for (; e < warmup; ++e) add(e, 1, schedule.lr(double(e)));
-  for (; e < o.epochs; e += o.crops) {
-    if (e >= o.epochs - o.crops) {
-      for (int64_t f = e; f < o.epochs; ++f) add(f, 1, schedule.lr(double(f + 1)));
-      break;
-    }
-    add(e, o.crops, schedule.lr(double(e)));
-  }
+  std::vector<EpochCall> plan;
+  for (; e < o.epochs; e += plan.back().crops) plan.push_back(epoch_call(rest, schedule, e));
   return plan;
 }
 

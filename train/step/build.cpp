@@ -148,7 +148,10 @@ std::shared_ptr<const Dataset> training_images(const Options& o, const ImageConf
   std::shared_ptr<const LabelStore> labels = open_labels(o.text("soft-labels"));
   d.description += str_cat(soft_label_name(labels->type(), labels->ids_each()), " soft labels, ", r.crops,
                            " crops a visit, ");
-  return std::make_shared<ReplayDataset>(std::move(list), std::move(labels), r);
+  auto all = std::make_shared<ReplayDataset>(std::move(list), std::move(labels), r);
+  d.crops = r.crops;
+  if (r.crops > 1) d.train_single = all->with_crops(1);
+  return all;
 }
 
 /// Number of the first validation image: the same however many images are trained on.

@@ -16,9 +16,11 @@ namespace lowbit {
 
 struct DataSets {
   std::shared_ptr<const Dataset> train, val;              ///< train is null when it was not asked for
+  std::shared_ptr<const Dataset> train_single;            ///< one crop of each image, where `train` has more
   std::shared_ptr<const Sampler> train_order, val_order;  ///< --limit-train and --limit-val applied
   std::shared_ptr<const BatchAugment> augment;  ///< what the trainer does to whole batches; null: nothing
   int64_t classes = 0;
+  int64_t crops = 0;        ///< of stored labels in a visit; 0: labels of classes
   std::string description;  ///< one line for the log
 };
 

@@ -5,16 +5,13 @@
 #include <cmath>
 #include <filesystem>
 
-#include "autograd/core/node.h"
 #include "autograd/ops/broadcast.h"
-#include "autograd/ops/cross_entropy.h"
 #include "autograd/ops/pointwise.h"
 #include "quant/weight_regularizer.h"
 #include "tensor/core/context.h"
 #include "train/config/device.h"
 #include "train/optim/clip.h"
 #include "train/report/report.h"
-#include "train/schedule/epoch_plan.h"
 
 namespace lowbit {
 namespace {
@@ -34,19 +31,6 @@ LoaderOptions loader_options(const Options& o, int64_t batch, bool drop_last) {
   l.drop_last = drop_last;
   l.device = run_device(o);
   return l;
-}
-
-/// [B, C] → i64 [B]; the first of equal values.
-Tensor argmax_rows(const Tensor& x) {
-  const Tensor p = x.to(Device{}).packed();
-  const int64_t n = p.size(0), c = p.size(1);
-  Tensor best = Tensor::empty({n}, DType::i64);
-  int64_t* out = best.data<int64_t>();
-  for (int64_t i = 0; i < n; ++i) {
-    const float* row = p.data_const<float>() + i * c;
-    out[i] = std::max_element(row, row + c) - row;
-  }
-  return best.to(x.device());
 }
 
 int64_t eval_batch(const Options& o) {
@@ -91,21 +75,19 @@ OptimizerOptions optimizer_options(const Options& o) {
 Trainer::Trainer(const Options& o, ImageModel& model, ImageModel* teacher, const DataSets& data, Log& log)
     : o_(o),
       model_(model),
-      teacher_(teacher),
+      objective_(o, model, teacher),
+      data_(data),
       log_(log),
       settings_(settings_to_save(o, model.config())),
       arena_(model.parameters()),
       optimizer_(arena_, optimizer_options(o)),
       schedule_(schedule_options(
           o, data.train_order->size() / (o.integer("batch-size") * o.integer("accumulate")))),
-      augment_(data.augment),
-      train_(data.train, data.train_order, loader_options(o, o.integer("batch-size"), true)),
       val_(data.val, data.val_order, loader_options(o, eval_batch(o), false)),
       monitor_(model, o.flag("track-oscillation"), log),
       accumulate_(o.integer("accumulate")),
-      steps_per_epoch_(train_.batches() / accumulate_),
       epochs_(int64_t(std::llround(schedule_.run_length()))) {
-  LOWBIT_CHECK(steps_per_epoch_ > 0, usage, "lowbit",
+  LOWBIT_CHECK(steps_of(pass_at(0)) > 0, usage, "lowbit",
                "an epoch needs at least one step: lower --batch-size or --accumulate (got ",
                data.train_order->size(), " training images, batches of ", o.integer("batch-size"), ", ",
                accumulate_, " a step)");
@@ -121,6 +103,42 @@ Trainer::Trainer(const Options& o, ImageModel& model, ImageModel* teacher, const
   if (o.flag("model-ema")) ema_.emplace(arena_, model.state(), o.real("model-ema-decay"));
   model_.recompute_blocks = o.flag("recompute");
   context().generator = Generator(uint64_t(o.integer("seed")), 1);
+}
+
+EpochCall Trainer::pass_at(int64_t epoch) const {
+  if (data_.crops == 0)
+    return {epoch, 1, double(epoch), 0, bin_regulariser_weight(double(epoch), double(epochs_))};
+  return epoch_call({epochs_, o_.integer("warmup-epochs"), int(data_.crops)}, schedule_, epoch);
+}
+
+/// A step sees as many crops in every pass.
+int64_t Trainer::images_each(const EpochCall& pass) const {
+  return o_.integer("batch-size") * std::max<int64_t>(data_.crops, 1) / pass.crops;
+}
+
+int64_t Trainer::steps_of(const EpochCall& pass) const {
+  const int64_t n = data_.train_order->size(), each = images_each(pass);
+  // The published trainer with stored labels keeps the last, short batch.
+  const int64_t batches = data_.crops > 0 ? (n + each - 1) / each : n / each;
+  return batches / accumulate_;
+}
+
+int64_t Trainer::steps() const {
+  int64_t n = -step_in_epoch_;
+  for (int64_t e = epoch_; e < epochs_;) {
+    const EpochCall pass = pass_at(e);
+    n += steps_of(pass), e += pass.crops;
+  }
+  return n;
+}
+
+void Trainer::open_pass() {
+  pass_ = pass_at(epoch_);
+  steps_per_epoch_ = steps_of(pass_);
+  if (loader_crops_ == pass_.crops) return;
+  loader_crops_ = pass_.crops;
+  train_.emplace(pass_.crops == 1 && data_.train_single ? data_.train_single : data_.train, data_.train_order,
+                 loader_options(o_, images_each(pass_), data_.crops == 0));
 }
 
 void Trainer::resume(const RunCheckpoints::Resume& from, const std::string& what) {
@@ -155,10 +173,11 @@ void Trainer::resume(const RunCheckpoints::Resume& from, const std::string& what
   LOWBIT_CHECK(ema_.has_value() == !average.empty(), io, "resume", what, " was written ",
                ema_ ? "without" : "with", " --model-ema");
   if (ema_) ema_->load(average);
+  epoch_ = number("epoch"), step_in_epoch_ = number("step_in_epoch"), step_ = number("step");
+  steps_per_epoch_ = steps_of(pass_at(epoch_));
   LOWBIT_CHECK(number("steps_per_epoch") == steps_per_epoch_, io, "resume", what, " has ",
                number("steps_per_epoch"), " steps in an epoch, now there are ", steps_per_epoch_,
-               "; continue with the same images, --batch-size and --accumulate");
-  epoch_ = number("epoch"), step_in_epoch_ = number("step_in_epoch"), step_ = number("step");
+               "; continue with the same images, --batch-size, --accumulate and --crops");
   schedule_.load(values("schedule", schedule_.state().size()));
   const auto loss = values("loss", 3), top1 = values("top1", 3), results = values("results", 6);
   progress_.loss.load(loss[0], loss[1], loss[2]), progress_.top1.load(top1[0], top1[1], top1[2]);
@@ -199,7 +218,7 @@ void Trainer::save_last() {
   state.tensors["generator"] = Tensor::from(std::span<const int64_t>(generator), {1});
   state.meta = {{"epoch", std::to_string(epoch_)},
                 {"step_in_epoch", std::to_string(step_in_epoch_)},
-                {"steps_per_epoch", std::to_string(steps_per_epoch_)},
+                {"steps_per_epoch", std::to_string(steps_of(pass_at(epoch_)))},
                 {"opt", o_.text("opt")},
                 {"step", std::to_string(step_)}};
   checkpoints_->save_last(weights_checkpoint(), state);
@@ -213,45 +232,15 @@ Checkpoint Trainer::weights_checkpoint() {
 }
 
 double Trainer::rate() const {
-  const double t = o_.flag("sched-per-step")
-                       ? double(epoch_) + double(step_in_epoch_) / double(steps_per_epoch_)
-                       : double(epoch_);
-  return schedule_.lr(t);
-}
-
-Variable Trainer::loss(const Loader::Batch& b, Variable& logits) {
-  const Variable images(b.fields[0]);
-  const Tensor& labels = b.fields[1];
-  const Tensor targets = b.fields.size() > 2 ? b.fields[2] : Tensor{};
-  const ImageModel::Heads h = model_.heads(images);
-  logits = h.cls;
-  const double smoothing = o_.real("smoothing");
-  const auto classified = [&](const Variable& scores) {
-    return targets.defined() ? soft_cross_entropy(scores, targets) : cross_entropy(scores, labels, smoothing);
-  };
-  Variable base = classified(h.cls);
-  if (!teacher_) {
-    // Without a teacher both heads learn the labels.
-    return h.dist.defined() ? scale(add(base, classified(h.dist)), 0.5) : base;
-  }
-  Tensor target;
-  {
-    NoGrad off;
-    target = (*teacher_)(images).data();
-  }
-  const double alpha = o_.real("distill-alpha"), temperature = o_.real("distill-temperature");
-  const Variable& student = h.dist.defined() ? h.dist : h.cls;
-  const Variable distilled = o_.text("distill") == "hard"
-                                 ? cross_entropy(student, argmax_rows(target))
-                                 : kl_divergence(student, Variable(target), temperature);
-  return add(scale(base, 1 - alpha), scale(distilled, alpha));
+  if (!o_.flag("sched-per-step")) return schedule_.lr(pass_.time);
+  return schedule_.lr(pass_.time + double(pass_.crops) * double(step_in_epoch_) / double(steps_per_epoch_));
 }
 
 void Trainer::stop_nonfinite(const Loader::Batch* b, const std::string& what) {
   std::string text = what + " at step " + std::to_string(step_ + 1);
   if (b) {
     Variable logits;
-    const std::string cause = find_nonfinite(model_, b->fields[0], [&] { loss(*b, logits); });
+    const std::string cause = find_nonfinite(model_, b->fields[0], [&] { objective_(*b, logits); });
     const std::string file = str_cat("nonfinite-step", step_ + 1, ".safetensors");
     save_safetensors(
         checkpoints_->path(file), {{"images", b->fields[0]}, {"labels", b->fields[1]}},
@@ -276,13 +265,12 @@ void Trainer::read_results(const Loader::Batch* b) {
 
 void Trainer::step(const std::vector<Loader::Batch>& parts) {
   optimizer_.zero_grad();
-  const double regularizer =
-      o_.flag("bin-regularizer") ? bin_regulariser_weight(double(epoch_), double(epochs_)) : 0;
+  const double regularizer = o_.flag("bin-regularizer") ? pass_.lambda : 0;
   for (const Loader::Batch& b : parts) {
     Variable logits, l;
     try {
       if (&b == &parts.front()) monitor_.before_step();
-      l = loss(b, logits);
+      l = objective_(b, logits);
     } catch (const Error& e) {
       if (e.kind() == ErrorKind::numeric) stop_nonfinite(&b, e.what());
       throw;
@@ -313,9 +301,9 @@ void Trainer::step(const std::vector<Loader::Batch>& parts) {
 }
 
 void Trainer::report_step(double seconds, double waited) {
-  progress_.epoch = epoch_, progress_.epochs = epochs_;
+  progress_.epoch = epoch_, progress_.epochs = epochs_, progress_.covered = pass_.crops;
   progress_.step = step_in_epoch_ - 1, progress_.steps = steps_per_epoch_;
-  progress_.batch = o_.integer("batch-size") * accumulate_;
+  progress_.batch = images_each(pass_) * pass_.crops * accumulate_;
   progress_.step_time.add(seconds), progress_.data_time.add(waited);
   progress_.flip_rate = monitor_.flip_rate();
   const bool line = step_in_epoch_ % o_.integer("log-every") == 0 || step_in_epoch_ == steps_per_epoch_;
@@ -346,7 +334,8 @@ bool Trainer::finished() const { return epoch_ >= epochs_ || (at_limit() && eval
 
 Trainer::Pass Trainer::train_epoch(const StopRequest& stop) {
   model_.train();
-  train_.start(epoch_, step_in_epoch_ * accumulate_);
+  open_pass();
+  train_->start(epoch_, step_in_epoch_ * accumulate_);
   progress_.step_time.reset(), progress_.data_time.reset();
   while (step_in_epoch_ < steps_per_epoch_ && !at_limit()) {
     const double begin = now();
@@ -354,10 +343,10 @@ Trainer::Pass Trainer::train_epoch(const StopRequest& stop) {
     std::vector<Loader::Batch> parts;
     for (int64_t i = 0; i < accumulate_; ++i) {
       const double asked = now();
-      auto batch = train_.next();
+      auto batch = train_->next();
       LOWBIT_ASSERT(batch);
       waited += now() - asked;
-      prepare_batch(*batch, augment_.get(), epoch_, model_.device());
+      prepare_batch(*batch, data_.augment.get(), epoch_, model_.device());
       if (accumulate_ > 1)  // a batch is valid until the next one is taken
         for (Tensor& field : batch->fields) field = field.clone();
       parts.push_back(std::move(*batch));
@@ -422,9 +411,9 @@ bool Trainer::finish(bool whole_epoch, const StopRequest& stop) {
   if (best) outcome_.best_top1 = top1;
   if (whole_epoch) {
     write_summary();
-    schedule_.report(double(epoch_ + 1), top1);
+    schedule_.report(double(epoch_ + pass_.crops), top1);
     progress_.loss.reset(), progress_.top1.reset();
-    ++epoch_, step_in_epoch_ = 0;
+    epoch_ += pass_.crops, step_in_epoch_ = 0;
   }
   if (ema_) ema_->swap();
   if (best) checkpoints_->save_best(weights_checkpoint());

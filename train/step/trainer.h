@@ -15,10 +15,11 @@
 #include "train/metrics/run_log.h"
 #include "train/optim/ema.h"
 #include "train/optim/optimizer.h"
-#include "train/schedule/schedule.h"
+#include "train/schedule/epoch_plan.h"
 #include "train/step/build.h"
 #include "train/step/evaluate.h"
 #include "train/step/monitor.h"
+#include "train/step/objective.h"
 
 namespace lowbit {
 
@@ -46,7 +47,7 @@ class Trainer {
   /// Nothing is left to do; outcome() is that of the run before.
   bool finished() const;
   const TrainOutcome& outcome() const { return outcome_; }
-  int64_t steps_per_epoch() const { return steps_per_epoch_; }
+  int64_t steps() const;  ///< of the passes that are left
   const Schedule& schedule() const { return schedule_; }
 
  private:
@@ -54,7 +55,6 @@ class Trainer {
   Pass train_epoch(const StopRequest& stop);
   bool at_limit() const;
   void step(const std::vector<Loader::Batch>& parts);
-  Variable loss(const Loader::Batch& b, Variable& logits);
   void read_results(const Loader::Batch* b);
   [[noreturn]] void stop_nonfinite(const Loader::Batch* b, const std::string& what);
   bool evaluate_now(const StopRequest& stop);  // false: stopped
@@ -64,11 +64,17 @@ class Trainer {
   void save_last();
   void refresh_report(bool running);
   Checkpoint weights_checkpoint();
+  /// The pass over the images that begins at an epoch: `crops` epochs with stored soft labels, else one.
+  EpochCall pass_at(int64_t epoch) const;
+  int64_t steps_of(const EpochCall& pass) const;
+  int64_t images_each(const EpochCall& pass) const;
+  void open_pass();  // takes over that of epoch_
   double rate() const;
 
   const Options& o_;
   ImageModel& model_;
-  ImageModel* teacher_;
+  Objective objective_;
+  const DataSets& data_;
   Log& log_;
   StringMap settings_;
   ParameterArena arena_;
@@ -76,8 +82,8 @@ class Trainer {
   std::optional<Ema> ema_;
   std::optional<ConfidenceAnnealing> annealing_;
   Schedule schedule_;
-  std::shared_ptr<const BatchAugment> augment_;
-  Loader train_, val_;
+  std::optional<Loader> train_;
+  Loader val_;
   std::optional<RunCheckpoints> checkpoints_;
   std::optional<RunLog> run_log_;
   Monitor monitor_;
@@ -87,8 +93,10 @@ class Trainer {
   };
   std::vector<Result> unread_;
   TrainProgress progress_;
-  int64_t accumulate_, steps_per_epoch_, epochs_;
+  int64_t accumulate_, epochs_;
   int64_t epoch_ = 0, step_in_epoch_ = 0, step_ = 0;
+  EpochCall pass_{};  ///< the one under way
+  int64_t steps_per_epoch_ = 0, loader_crops_ = -1;
   std::string folder_;
   double report_due_ = 0;        ///< time of the next report while training
   int64_t evaluated_step_ = -1;  ///< step_ at the last evaluation

@@ -9,6 +9,7 @@
 #include <random>
 #include <set>
 
+#include "tests/support/golden.h"
 #include "tests/train/apps/process.h"
 #include "train/checkpoint/state.h"
 
@@ -67,7 +68,9 @@ std::vector<Words> rows(const std::string& run) {
   return all;
 }
 
-void expect_equal_runs(const std::string& calm, const std::string& run) {
+/// With so many training and evaluation lines, and epochs.
+void expect_equal_runs(const std::string& calm, const std::string& run,
+                       int64_t lines = kEpochs * (kSteps + 1), size_t epochs = kEpochs) {
   for (const char* file : {"last.safetensors", "last.state", "best.safetensors"}) {
     SCOPED_TRACE(file);
     expect_equal_tensors(calm + "/" + file, run + "/" + file);
@@ -75,10 +78,10 @@ void expect_equal_runs(const std::string& calm, const std::string& run) {
   const auto expected = events(calm), got = events(run);
   const auto written = std::count_if(expected.begin(), expected.end(),
                                      [](const auto& j) { return j.at("split") != "weights"; });
-  EXPECT_EQ(written, kEpochs * (kSteps + 1));
+  EXPECT_EQ(written, lines);
   ASSERT_EQ(got.size(), expected.size());
   for (size_t i = 0; i < got.size(); ++i) EXPECT_EQ(got[i], expected[i]);
-  EXPECT_EQ(rows(calm).size(), size_t(kEpochs + 1));
+  EXPECT_EQ(rows(calm).size(), epochs + 1);
   EXPECT_EQ(rows(run), rows(calm));
 }
 
@@ -114,7 +117,8 @@ struct KillTest : testing::Test {
     p.kill(signal);
     return p.wait();
   }
-  void kill_and_compare(const Words& words, int wanted) {
+  void kill_and_compare(const Words& words, int wanted, int64_t lines = kEpochs * (kSteps + 1),
+                        size_t epochs = kEpochs) {
     calm_run(words);
     std::set<std::string> resumed;
     for (int kills = 0, runs = 0; kills < wanted; ++runs) {
@@ -132,7 +136,7 @@ struct KillTest : testing::Test {
         const Outcome last = lowbit_run(words + varied() + in(dir.path(), name));
         ASSERT_EQ(last.code, 0) << last.err;
       }
-      expect_equal_runs(dir / "calm", dir / name);
+      expect_equal_runs(dir / "calm", dir / name, lines, epochs);
     }
     EXPECT_GE(resumed.size(), size_t(wanted / 3)) << "hardly any start continued in the middle";
   }
@@ -141,6 +145,36 @@ struct KillTest : testing::Test {
 TEST_F(KillTest, QuantizedTrainingIsKilledTenTimes) { kill_and_compare(quantized(), 10); }
 
 TEST_F(KillTest, AverageDropPathAndAccumulationAreContinued) { kill_and_compare(averaged(), 6); }
+
+TEST_F(KillTest, StoredLabelsAreContinued) {
+  LOWBIT_GOLDEN_OR_SKIP(fkd, "vvtq/fkd");
+  // 8 images: one step with a crop each, nine passes of four steps of two images with four crops, then four
+  // single-crop epochs of one step.
+  const Words words = Words{"train",
+                            "--data",
+                            fkd + "/imagenet",
+                            "--soft-labels",
+                            fkd + "/soft_k5",
+                            "--num-classes",
+                            "1000",
+                            "--crops",
+                            "4",
+                            "--epochs",
+                            "41",
+                            "--warmup-epochs",
+                            "1",
+                            "--log-every",
+                            "1",
+                            "--no-tensorboard"} +
+                      tiny_model() + four_bits();
+  Words two = words;
+  *(std::find(two.begin(), two.end(), "--batch-size") + 1) = "2";
+  kill_and_compare(two, 6, 1 + 9 * 4 + 4 + 14, 14);
+  const auto lines = rows(dir / "calm");
+  Words epochs;
+  for (size_t i = 1; i < lines.size(); ++i) epochs.push_back(lines[i][0]);
+  EXPECT_EQ(epochs, (Words{"0", "1", "5", "9", "13", "17", "21", "25", "29", "33", "37", "38", "39", "40"}));
+}
 
 TEST_F(KillTest, SignalsEndInACheckpoint) {
   calm_run(quantized());
