@@ -3,10 +3,58 @@
 # Tests and benchmarks are linked with the objects. The program is not: all objects make liblowbit_cuda.so, which it opens
 # when it lies beside it (tensor/core/backend.cpp) and whose undefined symbols are its own, so that one program serves
 # machines with and without a driver.
-# ENABLE_CUDA: AUTO builds it when a compiler and a device are found, ON asks for a compiler only, OFF leaves it out.
+# ENABLE_CUDA: AUTO builds it when a compiler and a device are found, ON asks for a compiler only, OFF leaves it out;
+# EMULATE compiles the kernels as C++ against tests/cuda_emulation and runs them on the CPU: tests without a GPU.
 
 option(LOWBIT_PTXAS_REPORT "print registers and spills of every kernel" OFF)
 set(LOWBIT_HAVE_CUDA OFF)
+add_custom_target(lowbit_cuda_objects COMMENT "every CUDA object")
+
+# lowbit_cuda_library(folder): called by lowbit_library.
+function(lowbit_cuda_library folder)
+  file(GLOB_RECURSE sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/${folder}/*.cu
+       ${PROJECT_SOURCE_DIR}/${folder}/*_cuda.cpp)
+  if(sources)
+    add_library(lowbit_${folder}_cuda OBJECT ${sources})
+    target_link_libraries(lowbit_${folder}_cuda PUBLIC lowbit_cuda_flags)
+    set_target_properties(lowbit_${folder}_cuda PROPERTIES POSITION_INDEPENDENT_CODE ON)
+    if(ENABLE_CUDA STREQUAL "EMULATE")
+      set_source_files_properties(${sources} PROPERTIES LANGUAGE CXX COMPILE_OPTIONS "-xc++")
+      if(folder STREQUAL "tensor")
+        target_sources(lowbit_tensor_cuda PRIVATE ${PROJECT_SOURCE_DIR}/tests/cuda_emulation/emulator.cpp)
+      endif()
+    endif()
+    add_dependencies(lowbit_cuda_objects lowbit_${folder}_cuda)
+  endif()
+endfunction()
+
+# lowbit_cuda_plugin(program folder...): liblowbit_cuda.so beside the program.
+function(lowbit_cuda_plugin program)
+  set(objects)
+  foreach(folder ${ARGN})
+    if(TARGET lowbit_${folder}_cuda)
+      list(APPEND objects $<TARGET_OBJECTS:lowbit_${folder}_cuda>)
+    endif()
+  endforeach()
+  add_library(lowbit_cuda MODULE ${objects})
+  set_target_properties(lowbit_cuda PROPERTIES LINKER_LANGUAGE CXX LIBRARY_OUTPUT_DIRECTORY $<TARGET_FILE_DIR:${program}>)
+  if(TARGET CUDA::cudart_static)
+    target_link_libraries(lowbit_cuda PRIVATE CUDA::cudart_static)
+  endif()
+  set_target_properties(${program} PROPERTIES ENABLE_EXPORTS ON)
+  add_dependencies(${program} lowbit_cuda)
+  install(TARGETS lowbit_cuda LIBRARY DESTINATION ${CMAKE_INSTALL_BINDIR})
+endfunction()
+
+if(ENABLE_CUDA STREQUAL "EMULATE")
+  set(LOWBIT_HAVE_CUDA ON)
+  set(CUDAToolkit_VERSION emulated)
+  add_library(lowbit_cuda_flags INTERFACE)
+  target_link_libraries(lowbit_cuda_flags INTERFACE lowbit_flags)
+  target_include_directories(lowbit_cuda_flags INTERFACE ${PROJECT_SOURCE_DIR}/tests/cuda_emulation)
+  target_compile_options(lowbit_cuda_flags INTERFACE -Wno-unknown-pragmas)
+  return()
+endif()
 if(ENABLE_CUDA STREQUAL "OFF" OR (ENABLE_CUDA STREQUAL "AUTO" AND NOT EXISTS /dev/nvidiactl))
   return()
 endif()
@@ -48,33 +96,3 @@ target_compile_options(lowbit_cuda_flags INTERFACE
   "$<$<COMPILE_LANGUAGE:CUDA>:--fmad=false;--ftz=true;--prec-div=true;--prec-sqrt=true;-Xcompiler=-Wall,-Wextra,-ffp-contract=off>"
   "$<$<AND:$<COMPILE_LANGUAGE:CUDA>,$<BOOL:${LOWBIT_WERROR}>>:-Werror=all-warnings;-Xcompiler=-Werror>"
   "$<$<AND:$<COMPILE_LANGUAGE:CUDA>,$<BOOL:${LOWBIT_PTXAS_REPORT}>>:-Xptxas=-v>")
-
-add_custom_target(lowbit_cuda_objects COMMENT "every CUDA object")
-
-# lowbit_cuda_library(folder): called by lowbit_library.
-function(lowbit_cuda_library folder)
-  file(GLOB_RECURSE sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/${folder}/*.cu
-       ${PROJECT_SOURCE_DIR}/${folder}/*_cuda.cpp)
-  if(sources)
-    add_library(lowbit_${folder}_cuda OBJECT ${sources})
-    target_link_libraries(lowbit_${folder}_cuda PUBLIC lowbit_cuda_flags)
-    set_target_properties(lowbit_${folder}_cuda PROPERTIES POSITION_INDEPENDENT_CODE ON)
-    add_dependencies(lowbit_cuda_objects lowbit_${folder}_cuda)
-  endif()
-endfunction()
-
-# lowbit_cuda_plugin(program folder...): liblowbit_cuda.so beside the program.
-function(lowbit_cuda_plugin program)
-  set(objects)
-  foreach(folder ${ARGN})
-    if(TARGET lowbit_${folder}_cuda)
-      list(APPEND objects $<TARGET_OBJECTS:lowbit_${folder}_cuda>)
-    endif()
-  endforeach()
-  add_library(lowbit_cuda MODULE ${objects})
-  set_target_properties(lowbit_cuda PROPERTIES LINKER_LANGUAGE CXX LIBRARY_OUTPUT_DIRECTORY $<TARGET_FILE_DIR:${program}>)
-  target_link_libraries(lowbit_cuda PRIVATE CUDA::cudart_static)
-  set_target_properties(${program} PROPERTIES ENABLE_EXPORTS ON)
-  add_dependencies(${program} lowbit_cuda)
-  install(TARGETS lowbit_cuda LIBRARY DESTINATION ${CMAKE_INSTALL_BINDIR})
-endfunction()

@@ -29,10 +29,9 @@ void forward_cuda(const BinFwdArgs& a, Stream stream) {
   cuda::require_f32("bin_regularizer.fwd", a.b.w);
   const int64_t n = a.b.w.numel(), chunks = ceil_div(n, kChunk);
   BinSums* const sums = a.sums.as<BinSums>();
-  chunk_kernel<<<unsigned(chunks), kLanes, 0, cuda::handle(stream)>>>(a.b, n, sums);
-  finish_kernel<<<1, 1, 0, cuda::handle(stream)>>>(a.b, sums, chunks, n, a.means.as<BinMean>(),
-                                                   a.y.as<float>());
-  cuda::check_launch("bin_regularizer.fwd");
+  cuda::launch("bin_regularizer.fwd", chunk_kernel, unsigned(chunks), kLanes, stream, a.b, n, sums);
+  cuda::launch("bin_regularizer.fwd", finish_kernel, 1, 1, stream, a.b, sums, chunks, n,
+               a.means.as<BinMean>(), a.y.as<float>());
 }
 
 struct Backward {
@@ -57,8 +56,8 @@ void backward_cuda(const BinBwdArgs& a, Stream stream) {
   cuda::sum(n,
             Backward{a.b, a.means.as<const BinMean>(), a.gy.as<const float>(), a.dw.as<float>(), double(n)},
             da, da + 1, stream);
-  if (a.dscale.data) scale_kernel<<<1, 1, 0, cuda::handle(stream)>>>(a.b, da, a.dscale.as<float>());
-  cuda::check_launch("bin_regularizer.bwd");
+  if (a.dscale.data)
+    cuda::launch("bin_regularizer.bwd", scale_kernel, 1, 1, stream, a.b, da, a.dscale.as<float>());
 }
 
 const CudaKernel<BinFwdArgs> forward(bin_regularizer_fwd, forward_cuda);

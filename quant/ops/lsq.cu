@@ -26,9 +26,8 @@ void forward_typed(const LsqFwdArgs& a, Stream stream) {
   const int64_t n = a.c.x.numel();
   if (n == 0) return;
   const int64_t blocks = std::min<int64_t>(ceil_div(n, kThreads), 1 << 16);
-  forward_kernel<<<unsigned(blocks), kThreads, 0, cuda::handle(stream)>>>(a.c, a.y.as<Out>(), n,
-                                                                          float(a.shift));
-  cuda::check_launch("fake_quant_lsq.fwd");
+  cuda::launch("fake_quant_lsq.fwd", forward_kernel<Out>, unsigned(blocks), kThreads, stream, a.c,
+               a.y.as<Out>(), n, float(a.shift));
 }
 
 void forward_cuda(const LsqFwdArgs& a, Stream stream) {
@@ -128,15 +127,14 @@ __global__ void gather_kernel(LsqGatherArgs a) {
   if (g < a.out.shape[0]) lsq_gather_group<float>(a, g);
 }
 void gather_cuda(const LsqGatherArgs& a, Stream stream) {
-  gather_kernel<<<unsigned(ceil_div(a.out.shape[0], kThreads)), kThreads, 0, cuda::handle(stream)>>>(a);
-  cuda::check_launch("fake_quant_lsq.scale");
+  cuda::launch("fake_quant_lsq.scale", gather_kernel, unsigned(ceil_div(a.out.shape[0], kThreads)), kThreads,
+               stream, a);
 }
 
 /// One thread: groups may share a parameter, and their order of addition is part of the contract.
 __global__ void finish_kernel(LsqFinishArgs a) { lsq_finish_all<float>(a); }
 void finish_cuda(const LsqFinishArgs& a, Stream stream) {
-  finish_kernel<<<1, 1, 0, cuda::handle(stream)>>>(a);
-  cuda::check_launch("fake_quant_lsq.finish");
+  cuda::launch("fake_quant_lsq.finish", finish_kernel, 1, 1, stream, a);
 }
 
 const CudaKernel<LsqFwdArgs> forward(lsq_fwd, forward_cuda);

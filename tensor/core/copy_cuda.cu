@@ -112,7 +112,7 @@ __global__ void fill_kernel(View dst, double value, int64_t n) {
 }
 
 constexpr int kThreads = 256;
-int grid(int64_t n) { return int(std::min<int64_t>((n + kThreads - 1) / kThreads, 1 << 16)); }
+unsigned grid(int64_t n) { return unsigned(std::min<int64_t>((n + kThreads - 1) / kThreads, 1 << 16)); }
 
 void copy_cuda(const CopyArgs& args, Stream stream) {
   View v[2] = {args.dst, args.src};
@@ -120,20 +120,19 @@ void copy_cuda(const CopyArgs& args, Stream stream) {
   if (n == 0) return;
   collapse_dims(v, 2);
   const size_t size = dtype_size(v[0].dtype);
-  const cudaStream_t s = handle(stream);
   if (v[0].dtype != v[1].dtype)
-    copy_kernel<<<grid(n), kThreads, 0, s>>>(v[0], v[1], n);
+    launch("copy", copy_kernel, grid(n), kThreads, stream, v[0], v[1], n);
   else if (v[0].ndim == 1 && v[0].stride[0] == 1 && v[1].stride[0] == 1)
-    check(cudaMemcpyAsync(v[0].data, v[1].data, size_t(n) * size, cudaMemcpyDeviceToDevice, s), "copy");
+    check(cudaMemcpyAsync(v[0].data, v[1].data, size_t(n) * size, cudaMemcpyDeviceToDevice, handle(stream)),
+          "copy");
   else if (size == 1)
-    move_kernel<uint8_t><<<grid(n), kThreads, 0, s>>>(v[0], v[1], n);
+    launch("copy", move_kernel<uint8_t>, grid(n), kThreads, stream, v[0], v[1], n);
   else if (size == 2)
-    move_kernel<uint16_t><<<grid(n), kThreads, 0, s>>>(v[0], v[1], n);
+    launch("copy", move_kernel<uint16_t>, grid(n), kThreads, stream, v[0], v[1], n);
   else if (size == 4)
-    move_kernel<uint32_t><<<grid(n), kThreads, 0, s>>>(v[0], v[1], n);
+    launch("copy", move_kernel<uint32_t>, grid(n), kThreads, stream, v[0], v[1], n);
   else
-    move_kernel<uint64_t><<<grid(n), kThreads, 0, s>>>(v[0], v[1], n);
-  check_launch("copy");
+    launch("copy", move_kernel<uint64_t>, grid(n), kThreads, stream, v[0], v[1], n);
 }
 
 void fill_cuda(const FillArgs& args, Stream stream) {
@@ -141,8 +140,7 @@ void fill_cuda(const FillArgs& args, Stream stream) {
   const int64_t n = v.numel();
   if (n == 0) return;
   collapse_dims(&v, 1);
-  fill_kernel<<<grid(n), kThreads, 0, handle(stream)>>>(v, args.value, n);
-  check_launch("fill");
+  launch("fill", fill_kernel, grid(n), kThreads, stream, v, args.value, n);
 }
 
 const CudaKernel<CopyArgs> copy_registered{strided_copy, copy_cuda};

@@ -15,8 +15,7 @@ __global__ void dequantize_kernel(DequantizeArgs a) {
 void dequantize_cuda(const DequantizeArgs& a, Stream stream) {
   if (a.n == 0) return;
   const unsigned blocks = unsigned(std::min<int64_t>((a.n + 255) / 256, 1 << 16));
-  dequantize_kernel<<<blocks, 256, 0, cuda::handle(stream)>>>(a);
-  cuda::check_launch("dequantize");
+  cuda::launch("dequantize", dequantize_kernel, blocks, 256, stream, a);
 }
 
 const CudaKernel<DequantizeArgs> registered(dequantize_codes, dequantize_cuda);

@@ -53,11 +53,10 @@ void columns(int64_t M, int64_t N, const F& f, T* workspace, Stream stream, Out*
   const unsigned columns = unsigned(ceil_div(N, detail::kColumnThreads));
   LOWBIT_CHECK(blocks <= 65535, shape, "column", "at most 8388480 rows run on cuda (got ", M, ")");
   if (blocks > 0)
-    detail::column_blocks<<<dim3(columns, unsigned(blocks)), detail::kColumnThreads, 0, handle(stream)>>>(
-        M, N, f, workspace);
-  detail::column_combine<T, P::K><<<columns, detail::kColumnThreads, 0, handle(stream)>>>(
-      blocks, N, workspace, Pack<T*, P::K>{{outputs...}});
-  check_launch("column");
+    launch("column", detail::column_blocks<F, T>, dim3(columns, unsigned(blocks)), detail::kColumnThreads,
+           stream, M, N, f, workspace);
+  launch("column", detail::column_combine<T, P::K>, columns, detail::kColumnThreads, stream, blocks, N,
+         workspace, Pack<T*, P::K>{{outputs...}});
 }
 
 }  // namespace lowbit::cuda

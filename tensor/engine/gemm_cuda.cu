@@ -104,8 +104,7 @@ void gemm_cuda(const GemmArgs& g, Stream stream) {
                dtype_name(g.c_dtype), ")");
   const unsigned blocks = cuda::product_blocks("gemm", g);
   if (blocks == 0) return;
-  gemm_kernel_cuda<<<blocks, kProductThreads, 0, cuda::handle(stream)>>>(g, gemm_k_block(g.k));
-  cuda::check_launch("gemm");
+  cuda::launch("gemm", gemm_kernel_cuda, blocks, kProductThreads, stream, g, gemm_k_block(g.k));
 }
 
 const CudaKernel<GemmArgs> registered(gemm_kernel, gemm_cuda);

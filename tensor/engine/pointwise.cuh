@@ -70,8 +70,7 @@ void launch(const View (&views)[N], const F& f, Stream stream) {
   collapse_dims(v.v, N);
   constexpr int threads = 256;
   const unsigned grid = unsigned(std::min<int64_t>(ceil_div(n, threads), 1 << 16));
-  pointwise_kernel<Outputs, Indexed, T><<<grid, threads, 0, handle(stream)>>>(v, n, f);
-  check_launch("pointwise");
+  cuda::launch("pointwise", pointwise_kernel<Outputs, Indexed, T, N, F>, grid, threads, stream, v, n, f);
 }
 
 template <size_t, class T>

@@ -41,18 +41,18 @@ void sum(int64_t n, const F& f, T* out, T* workspace, Stream stream) {
   constexpr int threads = detail::kBlockWarps * kLanes;
   int64_t chunks = std::max<int64_t>(1, ceil_div(n, kChunk));
   S* list = chunks == 1 ? reinterpret_cast<S*>(out) : next;
-  detail::sum_kernel<<<unsigned(ceil_div(chunks, detail::kBlockWarps)), threads, 0, handle(stream)>>>(n, f,
-                                                                                                      list);
+  launch("sum", detail::sum_kernel<F, S>, unsigned(ceil_div(chunks, detail::kBlockWarps)), threads, stream, n,
+         f, list);
   while (chunks > 1) {
     next += chunks;
     const int64_t parts = ceil_div(chunks, kChunk);
     S* const target = parts == 1 ? reinterpret_cast<S*>(out) : next;
-    detail::sum_kernel<<<unsigned(ceil_div(parts, detail::kBlockWarps)), threads, 0, handle(stream)>>>(
-        chunks, detail::ListElement<S>{list}, target);
+    using List = detail::ListElement<S>;
+    launch("sum", detail::sum_kernel<List, S>, unsigned(ceil_div(parts, detail::kBlockWarps)), threads,
+           stream, chunks, List{list}, target);
     list = target;
     chunks = parts;
   }
-  check_launch("sum");
 }
 
 }  // namespace lowbit::cuda

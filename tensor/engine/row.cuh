@@ -148,14 +148,13 @@ void rows(int64_t count, int64_t n, const F& f, Stream stream) {
   if (count == 0) return;
   constexpr int threads = detail::kBlockWarps * kLanes;
   if (n <= kChunk) {
-    detail::warp_rows<<<unsigned(ceil_div(count, detail::kBlockWarps)), threads, 0, handle(stream)>>>(count,
-                                                                                                      f);
+    launch("row", detail::warp_rows<F>, unsigned(ceil_div(count, detail::kBlockWarps)), threads, stream,
+           count, f);
   } else {
     LOWBIT_CHECK(n <= kChunk * detail::kMaxRowChunks, shape, "row", "rows of at most ",
                  kChunk * detail::kMaxRowChunks, " elements run on cuda (got ", n, ")");
-    detail::block_rows<<<unsigned(count), threads, 0, handle(stream)>>>(f);
+    launch("row", detail::block_rows<F>, unsigned(count), threads, stream, f);
   }
-  check_launch("row");
 }
 
 }  // namespace lowbit::cuda

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <limits>
 
+#include "tensor/core/backend.h"
 #include "tensor/core/context.h"
 #include "tests/support/golden.h"
 
@@ -82,6 +83,11 @@ std::vector<RegisteredCase>& table() {
 }
 
 }  // namespace
+
+bool cuda_present() {
+  static const bool present = cuda_unusable().empty();
+  return present;
+}
 
 Tensor make_input(const InputSpec& spec) {
   const Tensor u = fill(spec.name, spec.shape, 0.5, 0.5);  // [0, 1)

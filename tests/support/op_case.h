@@ -75,7 +75,13 @@ struct OpCase {
   bool allows_empty = false;
   std::vector<Misuse> misuse = {};
   Perf perf = {};
+  bool cuda = true;  ///< false: an op of the tests that has no CUDA kernel
 };
+
+/// The first GPU; tests that need one are skipped where there is none (the emulated one of
+/// ENABLE_CUDA=EMULATE counts).
+inline constexpr Device kGpu{Device::Kind::cuda, 0};
+bool cuda_present();
 
 /// Registers the derived tests of every case and adds the cases to the table that op_bench runs.
 bool register_op_cases(const char* suite, std::vector<OpCase> cases);

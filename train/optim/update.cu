@@ -21,8 +21,7 @@ __global__ void update_kernel(UpdateArgs<Update> a) {
 template <class Update>
 void update_cuda(const UpdateArgs<Update>& a, Stream stream) {
   if (a.chunk_count == 0) return;
-  update_kernel<<<unsigned(a.chunk_count), 256, 0, cuda::handle(stream)>>>(a);
-  cuda::check_launch("optimizer");
+  cuda::launch("optimizer", update_kernel<Update>, unsigned(a.chunk_count), 256, stream, a);
 }
 
 void blend_cuda(const BlendArgs& a, Stream stream) { cuda::pointwise({a.e, a.e, a.w}, a.f, stream); }

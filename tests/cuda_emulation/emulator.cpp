@@ -1,0 +1,248 @@
+// Scheduler, memory and runtime calls of the emulated device; see cuda_runtime.h.
+
+#include <cuda_runtime.h>
+#include <signal.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <cstdio>
+#include <cstdlib>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+dim3 threadIdx, blockIdx, blockDim, gridDim;
+
+namespace {
+
+std::recursive_mutex device;  // one kernel or copy at a time
+cudaError_t last_error = cudaSuccess;
+
+[[noreturn]] void stop(const char* what) {
+  std::fprintf(stderr, "cuda emulation: %s (thread %u of block %u)\n", what, threadIdx.x, blockIdx.x);
+  std::abort();
+}
+
+// ---- memory
+// ------------------------------------------------------------------------------------------------------
+
+constexpr size_t kArena = size_t(8) << 30;  // of addresses; pages come when they are touched
+constexpr size_t kPage = 4096;
+char* arena = nullptr;
+size_t used = 0;
+int open_count = 0;
+
+bool inside(const void* p) { return arena && p >= arena && p < arena + kArena; }
+
+void on_fault(int, siginfo_t* info, void*) {
+  if (inside(info->si_addr)) {
+    constexpr char text[] = "cuda emulation: host code touched device memory\n";
+    [[maybe_unused]] const auto n = write(2, text, sizeof text - 1);
+  }
+  signal(SIGSEGV, SIG_DFL);  // the faulting instruction runs again
+}
+
+/// Device memory may be touched while one of these lives.
+class Open {
+ public:
+  Open() : lock_(device) {
+    if (open_count++ == 0 && used) mprotect(arena, used, PROT_READ | PROT_WRITE);
+  }
+  ~Open() {
+    if (--open_count == 0 && used) mprotect(arena, used, PROT_NONE);
+  }
+
+ private:
+  std::lock_guard<std::recursive_mutex> lock_;
+};
+
+// ---- fibers
+// ------------------------------------------------------------------------------------------------------
+
+// Saves the callee's registers on the stack, keeps its pointer in *save and continues on the stack `to`.
+extern "C" void cuda_emulation_switch(void** save, void* to);
+asm(R"(
+.text
+.type cuda_emulation_switch, @function
+cuda_emulation_switch:
+  pushq %rbp
+  pushq %rbx
+  pushq %r12
+  pushq %r13
+  pushq %r14
+  pushq %r15
+  movq %rsp, (%rdi)
+  movq %rsi, %rsp
+  popq %r15
+  popq %r14
+  popq %r13
+  popq %r12
+  popq %rbx
+  popq %rbp
+  ret
+)");
+
+constexpr size_t kStack = size_t(256) << 10;
+constexpr unsigned kMaxThreads = 1024, kWarp = 32;
+
+enum class State : char { running, warp_barrier, block_barrier, done };
+
+struct Fiber {
+  std::unique_ptr<char[]> stack;
+  void* sp = nullptr;
+  State state = State::done;
+};
+
+Fiber fibers[kMaxThreads];
+void* scheduler_sp = nullptr;
+unsigned current = 0;
+const std::function<void()>* body = nullptr;
+
+struct Exchange {
+  alignas(64) char slots[2][kWarp][cuda_emulation::kSlot];
+  unsigned round[kWarp];
+};
+Exchange exchanges[kMaxThreads / kWarp];
+
+void yield_as(State s) {
+  Fiber& f = fibers[current];
+  f.state = s;
+  cuda_emulation_switch(&f.sp, scheduler_sp);
+}
+
+void fiber_main() {
+  (*body)();
+  yield_as(State::done);
+  std::abort();  // a finished fiber is not continued
+}
+
+void start(Fiber& f) {
+  if (!f.stack) f.stack = std::make_unique_for_overwrite<char[]>(kStack);
+  auto top = reinterpret_cast<uintptr_t>(f.stack.get() + kStack) & ~uintptr_t(15);
+  void** sp = reinterpret_cast<void**>(top) - 2;  // a call leaves the stack at 16·n + 8
+  sp[0] = reinterpret_cast<void*>(fiber_main);
+  sp -= 6;
+  for (int i = 0; i < 6; ++i) sp[i] = nullptr;
+  f.sp = sp;
+  f.state = State::running;
+}
+
+void resume(unsigned t) {
+  current = t;
+  threadIdx = dim3(t % blockDim.x, t / blockDim.x % blockDim.y, t / blockDim.x / blockDim.y);
+  fibers[t].state = State::running;
+  cuda_emulation_switch(&scheduler_sp, fibers[t].sp);
+}
+
+/// Runs the threads [begin, end) until all wait for the block or are done.
+void run_warp(unsigned begin, unsigned end) {
+  for (;;) {
+    unsigned at_warp = 0;
+    for (unsigned t = begin; t < end; ++t) {
+      if (fibers[t].state == State::running || fibers[t].state == State::warp_barrier) resume(t);
+      at_warp += fibers[t].state == State::warp_barrier;
+    }
+    if (at_warp == 0) return;
+    if (at_warp != kWarp) stop("some lanes of a warp do not reach its operation");
+  }
+}
+
+void run_block(unsigned threads) {
+  for (unsigned t = 0; t < threads; ++t) start(fibers[t]);
+  for (auto& e : exchanges) std::memset(e.round, 0, sizeof e.round);
+  for (;;) {
+    unsigned waiting = 0;
+    for (unsigned w = 0; w < threads; w += kWarp) run_warp(w, w + kWarp < threads ? w + kWarp : threads);
+    for (unsigned t = 0; t < threads; ++t) waiting += fibers[t].state == State::block_barrier;
+    if (waiting == 0) return;
+    // Hardware counts threads that have left as arrived; code that relies on it is rare and usually wrong.
+    if (waiting != threads) stop("some threads of a block do not reach its barrier");
+    for (unsigned t = 0; t < threads; ++t) fibers[t].state = State::running;
+  }
+}
+
+void run(dim3 grid, dim3 block, const std::function<void()>& f) {
+  Open open;
+  blockDim = block, gridDim = grid, body = &f;
+  for (unsigned z = 0; z < grid.z; ++z)
+    for (unsigned y = 0; y < grid.y; ++y)
+      for (unsigned x = 0; x < grid.x; ++x) {
+        blockIdx = dim3(x, y, z);
+        run_block(block.x * block.y * block.z);
+      }
+}
+
+cudaError_t remember(cudaError_t e) { return e == cudaSuccess ? e : last_error = e; }
+
+}  // namespace
+
+void __syncthreads() { yield_as(State::block_barrier); }
+
+const void* cuda_emulation::exchange(const void* mine, size_t bytes) {
+  Exchange& e = exchanges[current / kWarp];
+  const unsigned lane = current % kWarp, side = e.round[lane]++ % 2;
+  std::memcpy(e.slots[side][lane], mine, bytes);
+  yield_as(State::warp_barrier);
+  return e.slots[side];
+}
+
+void cuda_emulation::launch(dim3 grid, dim3 block, size_t, void*, std::function<void()> f) {
+  run(grid, block, f);
+}
+
+cudaError_t cuda_emulation_check(const cudaLaunchConfig_t& c) {
+  const uint64_t threads = uint64_t(c.blockDim.x) * c.blockDim.y * c.blockDim.z;
+  const bool grid = c.gridDim.x && c.gridDim.y && c.gridDim.z && c.gridDim.x < 0x80000000u &&
+                    c.gridDim.y < 65536 && c.gridDim.z < 65536;
+  return remember(grid && threads && threads <= kMaxThreads ? cudaSuccess : cudaErrorInvalidConfiguration);
+}
+
+const char* cudaGetErrorString(cudaError_t e) {
+  switch (e) {
+    case cudaSuccess:
+      return "no error";
+    case cudaErrorMemoryAllocation:
+      return "out of memory";
+    case cudaErrorInvalidConfiguration:
+      return "invalid configuration argument";
+    default:
+      return "invalid device ordinal";
+  }
+}
+cudaError_t cudaGetLastError() { return std::exchange(last_error, cudaSuccess); }
+cudaError_t cudaGetDeviceCount(int* count) { return *count = 1, cudaSuccess; }
+cudaError_t cudaDriverGetVersion(int* version) { return *version = 1, cudaSuccess; }
+cudaError_t cudaGetDevice(int* d) { return *d = 0, cudaSuccess; }
+cudaError_t cudaSetDevice(int d) { return remember(d == 0 ? cudaSuccess : cudaErrorInvalidDevice); }
+cudaError_t cudaDeviceSynchronize() { return cudaSuccess; }
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t* s, unsigned) { return *s = nullptr, cudaSuccess; }
+cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
+
+cudaError_t cudaMalloc(void** p, size_t bytes) {
+  std::lock_guard lock(device);
+  if (!arena) {
+    arena = static_cast<char*>(
+        mmap(nullptr, kArena, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+    if (arena == MAP_FAILED) return arena = nullptr, remember(cudaErrorMemoryAllocation);
+    struct sigaction action {};
+    action.sa_sigaction = on_fault;
+    action.sa_flags = SA_SIGINFO;
+    sigaction(SIGSEGV, &action, nullptr);
+  }
+  const size_t size = (bytes + kPage - 1) / kPage * kPage;
+  if (size > kArena - used) return remember(cudaErrorMemoryAllocation);
+  *p = arena + used;
+  used += size;
+  if (open_count) mprotect(*p, size, PROT_READ | PROT_WRITE);
+  return cudaSuccess;
+}
+cudaError_t cudaFree(void*) { return cudaSuccess; }  // addresses are not used twice, so that stale ones show
+
+cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind, cudaStream_t) {
+  Open open;
+  std::memmove(to, from, bytes);
+  return cudaSuccess;
+}
+cudaError_t cudaMemcpyPeerAsync(void* to, int, const void* from, int, size_t bytes, cudaStream_t s) {
+  return cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, s);
+}

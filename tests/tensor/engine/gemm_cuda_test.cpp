@@ -1,0 +1,130 @@
+// Products on a GPU against those of the CPU, beyond the op table: operand kinds, layouts, batches, sizes off
+// the tiles.
+
+#include <gtest/gtest.h>
+
+#include "tensor/engine/gemm_int8.h"
+#include "tests/support/op_case.h"
+#include "tests/tensor/engine/gemm_support.h"
+
+namespace lowbit {
+namespace {
+
+using test::kGpu;
+using test::random_coded;
+
+Tensor random_tensor(const Shape& s, uint32_t seed) {
+  return test::make_input({.name = std::to_string(seed), .shape = s});
+}
+
+Coded on_gpu(const Coded& c) {
+  Coded moved = c;
+  moved.codes = c.codes.to(kGpu);
+  moved.scale = c.scale.to(kGpu);
+  if (c.offset.defined()) moved.offset = c.offset.to(kGpu);
+  return moved;
+}
+Tensor on_gpu(const Tensor& t) { return t.defined() ? t.to(kGpu) : t; }
+
+struct Size {
+  int64_t m, n, k;
+};
+constexpr Size kSizes[] = {{1, 1, 1},   {2, 3, 0},      {17, 35, 5},    {64, 64, 64}, {65, 63, 66},
+                           {16, 8, 32}, {130, 70, 198}, {40, 130, 383}, {3, 2, 4000}};
+
+TEST(GemmCuda, IntegerProductsEqualTheCpu) {
+  if (!test::cuda_present()) GTEST_SKIP() << "no CUDA device";
+  uint32_t seed = 1;
+  for (const Size& s : kSizes)
+    for (const bool a_signed : {false, true})
+      for (const bool b_signed : {false, true})
+        for (int layout = 0; layout < 4; ++layout) {
+          const Coded a =
+              random_coded(layout & 1 ? Shape{s.k, s.m} : Shape{s.m, s.k}, a_signed, a_signed ? -128 : 0,
+                           a_signed ? 127 : 255, Coded::kPerTensor, 0, 0, seed++);
+          const Coded b =
+              random_coded(layout & 2 ? Shape{s.k, s.n} : Shape{s.n, s.k}, b_signed, b_signed ? -8 : 0,
+                           b_signed ? 7 : 255, Coded::kPerTensor, 0, 0, seed++);
+          const auto product = [&](const Coded& x, const Coded& y, Device d) {
+            Tensor c = Tensor::full({s.m, s.n}, -1, DType::i32, d);
+            gemm_int8(c, layout & 1 ? GemmInput(x).t() : GemmInput(x),
+                      layout & 2 ? GemmInput(y).t() : GemmInput(y));
+            return c.to(Device{});
+          };
+          ASSERT_TRUE(equal_bits(product(on_gpu(a), on_gpu(b), kGpu), product(a, b, Device{})))
+              << s.m << "x" << s.n << "x" << s.k << " layout " << layout << " signed " << a_signed
+              << b_signed;
+        }
+}
+
+TEST(GemmCuda, ScaledProductsEqualTheCpu) {
+  if (!test::cuda_present()) GTEST_SKIP() << "no CUDA device";
+  uint32_t seed = 1;
+  for (const Size& s : kSizes)
+    for (int form = 0; form < 36; ++form) {
+      const int a_axis = form % 2 ? -2 : Coded::kPerTensor, b_axis = form / 2 % 2 ? -2 : Coded::kPerTensor;
+      const Coded a = random_coded({2, s.m, s.k}, form % 3 == 0, form % 3 ? 0 : -8, form % 3 ? 15 : 7, a_axis,
+                                   form / 4 % 3, form % 3 == 1 ? -7 : 0, seed++);
+      const Coded b =
+          random_coded({s.n, s.k}, true, -128, 127, b_axis, form / 12, form % 3 == 2 ? 0.5 : 0, seed++);
+      const Tensor bias = form % 2 ? random_tensor({s.n}, seed++) : Tensor{};
+      const auto product = [&](const Coded& x, const Coded& y, const Tensor& with, Device d) {
+        Tensor c = Tensor::full({2, s.m, s.n}, NAN, DType::f32, d);
+        coded_gemm(c, x, y, with, 0.3);
+        return c.to(Device{});
+      };
+      ASSERT_TRUE(
+          equal_bits(product(on_gpu(a), on_gpu(b), on_gpu(bias), kGpu), product(a, b, bias, Device{})))
+          << s.m << "x" << s.n << "x" << s.k << " form " << form;
+    }
+}
+
+TEST(GemmCuda, HeadsAndQuantizationBeforeTheProductEqualTheCpu) {
+  if (!test::cuda_present()) GTEST_SKIP() << "no CUDA device";
+  const Coded qkv = random_coded({2, 21, 3, 4, 24}, true, -8, 7, Coded::kPerTensor, 0, 0, 1);
+  const auto scores = [&](const Coded& all, Device d) {
+    Coded q = all, k = all;
+    q.codes = all.codes.select(2, 0).permute({0, 2, 1, 3});
+    k.codes = all.codes.select(2, 1).permute({0, 2, 1, 3});
+    Tensor store = Tensor::full({2, 21, 4, 21}, NAN, DType::f32, d), y = store.permute({0, 2, 1, 3});
+    coded_gemm(y, q, k, {}, 0.125);
+    return store.to(Device{});
+  };
+  EXPECT_TRUE(equal_bits(scores(on_gpu(qkv), kGpu), scores(qkv, Device{})));
+  for (int offset = 0; offset < 3; ++offset) {
+    const Coded a = random_coded({2, 45, 107}, true, -8, 7, -2, offset, 0, 1),
+                w = random_coded({40, 107}, true, -8, 7, -2, 0, 0, 2);
+    const Tensor x = random_tensor({2, 45, 107}, 3);
+    const auto product = [](Coded c, const Coded& weight, const Tensor& from, Device d) {
+      c.codes.fill(0);
+      Tensor y = Tensor::full({2, 45, 40}, NAN, DType::f32, d);
+      coded_gemm(y, c, weight, {}, 1, from);
+      return std::pair(y.to(Device{}), c.codes.to(Device{}));
+    };
+    const auto gpu = product(on_gpu(a), on_gpu(w), on_gpu(x), kGpu), cpu = product(a, w, x, Device{});
+    EXPECT_TRUE(equal_bits(gpu.first, cpu.first));
+    EXPECT_TRUE(equal_bits(gpu.second, cpu.second));
+  }
+}
+
+TEST(GemmCuda, FloatProductsEqualTheCpu) {
+  if (!test::cuda_present()) GTEST_SKIP() << "no CUDA device";
+  for (const Size& s : kSizes)
+    for (int layout = 0; layout < 8; ++layout) {
+      const Tensor a = layout & 1 ? random_tensor({s.k, s.m}, 1).transpose(0, 1)
+                                  : random_tensor({s.m, s.k}, 1),
+                   b = layout & 2 ? random_tensor({s.n, s.k}, 2).transpose(0, 1)
+                                  : random_tensor({s.k, s.n}, 2),
+                   old = random_tensor({s.m, s.n}, 3), bias = layout & 4 ? random_tensor({s.n}, 4) : Tensor{};
+      const auto product = [&](const Tensor& x, const Tensor& y, const Tensor& with, Tensor c) {
+        gemm(c, x, y, with, -1.25, layout % 3 == 0 ? 0.5 : layout % 3 == 1 ? 1 : 0);
+        return c.to(Device{});
+      };
+      ASSERT_TRUE(equal_bits(product(on_gpu(a), on_gpu(b), on_gpu(bias), old.to(kGpu)),
+                             product(a, b, bias, old.clone())))
+          << s.m << "x" << s.n << "x" << s.k << " layout " << layout;
+    }
+}
+
+}  // namespace
+}  // namespace lowbit
