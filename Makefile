@@ -2,6 +2,7 @@
 #   make          build the program (build/release/lowbit)     make test   build and run every test
 #   make demo     the five flowers, see README.md              make asan   unit tests under sanitizers
 #   make cuda     compile with the CUDA backend                make bench  the benchmarks
+#   make emulate  run the CUDA kernels on the CPU, by an emulator
 #   make format   clang-format every source                    make clean  remove all build folders
 PRESET ?= release
 JOBS ?= $(shell nproc)
@@ -14,7 +15,7 @@ configure = cmake --preset $(1) $(CMAKE_ARGS)
 build = $(call configure,$(1)) && cmake --build build/$(1) -j $(JOBS)
 ctest = ctest --test-dir build/$(1) -j $(JOBS) --output-on-failure --no-tests=error
 
-.PHONY: all build setup demo test asan cuda bench format clean
+.PHONY: all build setup demo test asan cuda emulate bench format clean
 all: build
 
 setup:
@@ -37,6 +38,11 @@ asan: setup
 
 cuda: setup
 	$(call build,cuda)
+
+# Only the programs that hold tests of kernels.
+emulate: setup
+	$(call configure,cuda-emulation) && cmake --build build/cuda-emulation -j $(JOBS) --target test_tensor test_autograd test_quant
+	$(call ctest,cuda-emulation) -R Cuda $(CTEST_ARGS)
 
 bench: build
 	@for work in op_bench gemm_bench gradient_bench step_bench "loader_bench data/samples/flowers"; do \
