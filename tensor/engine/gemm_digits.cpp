@@ -1,5 +1,6 @@
 #include "tensor/engine/gemm_digits.h"
 
+#include <bit>
 #include <cmath>
 #include <limits>
 #include <utility>
@@ -13,35 +14,59 @@ namespace {
 
 bool is_codes(const GemmOperand& o) { return o.dtype == DType::u8 || o.dtype == DType::i8; }
 
-void split_line(const SplitLineArgs& a, SplitLines& out, int line) {
-  const auto at = [&a](int64_t k) { return a.x[k * a.step] * (a.scale ? a.scale[k * a.scale_step] : 1.f); };
+float value(const SplitLineArgs& a, int64_t k) {
+  return a.x[k * a.step] * (a.scale ? a.scale[k * a.scale_step] : 1.f);
+}
+float value(const SplitPanelArgs& a, int64_t k, int c) {
+  return a.x[k * a.next + c * a.col] * (a.scale ? a.scale[k * a.scale_step] : 1.f);
+}
+
+void measure_line(const SplitLineArgs& a, SplitLines& out, int line) {
   int32_t top = 0;
-  for (int64_t k = 0; k < a.k; ++k) top = std::max(top, magnitude_bits(at(k)));
-  const float v = fixed_point(top, a.digits);
+  float lanes[kRowLanes] = {}, squares = 0;
+  for (int64_t k = 0; k < a.k; ++k) {
+    const float x = value(a, k);
+    top = std::max(top, magnitude_bits(x)), lanes[k % kRowLanes] += x * x;
+  }
+  for (const float l : lanes) squares += l;
+  out.top[line] = top, out.squares[line] = squares;
+}
+
+void measure_panel(const SplitPanelArgs& a, SplitLines& out) {
+  float lanes[kColumnLanes][kPanel] = {};
+  for (int64_t k = 0; k < a.k; ++k)
+    for (int c = 0; c < a.cols; ++c) {
+      const float x = value(a, k, c);
+      out.top[c] = std::max(out.top[c], magnitude_bits(x)), lanes[k % kColumnLanes][c] += x * x;
+    }
+  for (int c = 0; c < a.cols; ++c)
+    for (const auto& lane : lanes) out.squares[c] += lane[c];
+}
+
+/// Digit d of q as an unsigned byte; B has signed ones, each less 128.
+uint8_t digit_of(int32_t q, int digits, int d, bool is_signed) {
+  const int32_t u = q + digit_zero(digits);
+  return uint8_t((u >> 8 * d) + ((d == 3) != is_signed ? 128 : 0));
+}
+
+void split_line(const SplitLineArgs& a, SplitLines& out, int line) {
   int64_t sum = 0;
   for (int64_t k = 0; k < a.k; ++k) {
-    const int32_t q = int32_t(std::rint(at(k) * v));
+    const int32_t q = int32_t(std::rint(value(a, k) * out.v[line]));
     sum += q;
-    for (int d = 0; d < a.digits; ++d) a.plane[d][k] = uint8_t(uint32_t(q + digit_zero(a.digits)) >> 8 * d);
+    for (int d = 0; d < a.digits; ++d) a.plane[d][k] = digit_of(q, a.digits, d, false);
   }
-  out.top[line] = top, out.v[line] = v, out.sum[line] = double(sum);
+  out.sum[line] = double(sum);
 }
 
 void split_panel(const SplitPanelArgs& a, SplitLines& out) {
-  const auto at = [&a](int64_t k, int c) {
-    return a.x[k * a.next + c * a.col] * (a.scale ? a.scale[k * a.scale_step] : 1.f);
-  };
-  for (int64_t k = 0; k < a.k; ++k)
-    for (int c = 0; c < a.cols; ++c) out.top[c] = std::max(out.top[c], magnitude_bits(at(k, c)));
-  for (int c = 0; c < a.cols; ++c) out.v[c] = fixed_point(out.top[c], a.digits);
   auto* const bytes = reinterpret_cast<uint8_t*>(a.words);
   for (int64_t k = 0; k < a.k; ++k)
     for (int c = 0; c < a.cols; ++c) {
-      const int32_t q = int32_t(std::rint(at(k, c) * out.v[c]));
+      const int32_t q = int32_t(std::rint(value(a, k, c) * out.v[c]));
       out.sum[c] += q;
       for (int d = 0; d < a.digits; ++d)
-        bytes[4 * (d * a.plane + k / 4 * a.width + c) + k % 4] =
-            uint8_t((uint32_t(q + digit_zero(a.digits)) >> 8 * d) - 128);
+        bytes[4 * (d * a.plane + k / 4 * a.width + c) + k % 4] = digit_of(q, a.digits, d, true);
     }
 }
 
@@ -50,12 +75,31 @@ void digit_sums(const DigitSums& a) {
   for (int r = 0; r < a.rows; ++r)
     for (int j = 0; j < a.cols; ++j) {
       const int32_t* const acc = a.acc + r * kPanel + j;
-      double sum = double(acc[0]) + 256.0 * double(acc[kPlane]);
-      if (a.digits == 3) sum += 65536.0 * double(acc[2 * kPlane]);
-      sum += a.row->add[r] + a.col->add[j];
+      double sum = 0, unit = 1;
+      for (int d = 0; d < a.digits; ++d, unit *= 256) sum += unit * double(acc[d * kPlane]);
+      sum += a.row_unit * a.row->add[r] + a.col_unit * a.col->add[j];
       const double y = a.row->factor[r] * a.col->factor[j] * sum;
       a.y[r * a.ldy + j] = float(a.offset ? y + a.row->offset[r] * a.col->offset[j] : y);
     }
+}
+
+/// A few values dominate the line, so that 24 bits under its largest one are too coarse for the others.
+bool is_heavy(int32_t top_bits, float squares, int64_t k) {
+  const double top = double(std::bit_cast<float>(top_bits));
+  return top_bits < 0x7f800000 && top * top * double(k) > double(kHeavyRatio * kHeavyRatio) * double(squares);
+}
+
+/// v of measured lines; returns the digits of their tile, four when any of them is heavy. The value of a line
+/// depends on the line alone.
+int choose_scales(SplitLines& s, int lines, int64_t k, int digits, bool heavy_allowed) {
+  int used = digits;
+  for (int i = 0; i < lines; ++i) {
+    s.v[i] = fixed_point(s.top[i], digits);
+    if (heavy_allowed && s.v[i] < std::numeric_limits<float>::max() / kHeavyScale &&
+        is_heavy(s.top[i], s.squares[i], k))
+      s.v[i] *= kHeavyScale, used = kMaxDigits;
+  }
+  return used;
 }
 
 /// 1 / v; NaN when the line holds a NaN or an infinity, whose bits are larger than those of any number.
@@ -75,12 +119,8 @@ class DigitEngine {
         zero_(floats_in_a_ ? (codes_.hi > 127 ? 128 : 0) : std::min(codes_.lo, 0)),
         max_code_(std::max(std::abs(codes_.lo - zero_), std::abs(codes_.hi - zero_))),
         tile_bytes_(code_tile_bytes(kernel, g.k)),
-        panel_data_(size_t(panel_words(g.k)) * kPanel * 4) {
-    // Bytes of q + 2^23 are unsigned; in B they are signed: each less 128.
-    double ones = 0;
-    for (int d = 0; d < g.digits; ++d) ones = ones * 256 + 1;
-    bias_ = std::ldexp(1.0, 8 * g.digits - 1) - (floats_in_a_ ? 0 : 128 * ones);
-  }
+        panel_data_(size_t(panel_words(g.k)) * kPanel * 4),
+        heavy_allowed_(g.digits == 3 && 255.0 * max_code_ * double(g.k) < 0x1p29) {}
 
   Blocking blocking() const {
     const int64_t batches = g_.batch[0] * g_.batch[1] * g_.batch[2];
@@ -90,7 +130,7 @@ class DigitEngine {
             kernel_.mr,
             1,
             a_planes() * tile_bytes_ + sizeof(DigitLines),
-            b_planes() * panel_data_ + sizeof(DigitLines),
+            b_planes() * panel_data_ + sizeof(DigitLines) + range_bytes(),
             0,
             double(batches) * g_.m * g_.n * g_.k,
             false,
@@ -135,26 +175,57 @@ class DigitEngine {
     static constexpr RowInfo no_row{};
     static constexpr ColInfo no_col{};
     alignas(64) int32_t acc[kMaxDigits][kMaxRows * kPanel];
-    for (int d = 0; d < g_.digits; ++d)
-      kernel_.run({rows, cols, ceil_div(g_.k, 4),
-                   reinterpret_cast<const uint32_t*>(a + (floats_in_a_ ? size_t(d) * tile_bytes_ : 0)),
-                   reinterpret_cast<const uint32_t*>(b + (floats_in_a_ ? 0 : size_t(d) * panel_data_)),
-                   panel_width(cols), 2 * max_code_ * (floats_in_a_ ? 255 : 128) <= 32767, IntOut::s32, 0,
-                   &no_row, &no_col, acc[d], kPanel, true});
     const DigitLines& rs = *reinterpret_cast<const DigitLines*>(a + a_planes() * tile_bytes_);
     const DigitLines& cs = *reinterpret_cast<const DigitLines*>(b + b_planes() * panel_data_);
+    const DigitLines& floats = floats_in_a_ ? rs : cs;
+    for (int d = 0; d < floats.digits; ++d) {
+      IntTile t{rows,
+                cols,
+                ceil_div(g_.k, 4),
+                reinterpret_cast<const uint32_t*>(a + (floats_in_a_ ? size_t(d) * tile_bytes_ : 0)),
+                reinterpret_cast<const uint32_t*>(b + (floats_in_a_ ? 0 : size_t(d) * panel_data_)),
+                panel_width(cols),
+                2 * max_code_ * (floats_in_a_ ? 255 : 128) <= 32767,
+                IntOut::s32,
+                0,
+                &no_row,
+                &no_col,
+                acc[d],
+                kPanel,
+                true};
+      if (d == 3 && !floats_in_a_)
+        t.ranges = reinterpret_cast<const WordRange*>(&cs + 1), t.range_count = cs.range_count;
+      kernel_.run(t);
+    }
+    DigitSums sums{acc[0], rows, cols,    floats.digits, codes_.offset != nullptr, &rs, &cs,
+                   1,      1,    nullptr, kPanel};
+    (floats_in_a_ ? sums.col_unit : sums.row_unit) = digit_bias(floats.digits);
     float* const c = at.c + row * g_.c_row + col * g_.c_col;
-    if (g_.c_col == 1)
-      return digits_.sums({acc[0], rows, cols, g_.digits, codes_.offset != nullptr, &rs, &cs, c, g_.c_row});
+    if (g_.c_col == 1) {
+      sums.y = c, sums.ldy = g_.c_row;
+      return digits_.sums(sums);
+    }
     alignas(64) float y[kMaxRows * kPanel];
-    digits_.sums({acc[0], rows, cols, g_.digits, codes_.offset != nullptr, &rs, &cs, y, kPanel});
-    for (int j = 0; j < cols; ++j)
-      for (int r = 0; r < rows; ++r) c[r * g_.c_row + j * g_.c_col] = y[r * kPanel + j];
+    sums.y = y;
+    digits_.sums(sums);
+    for (int r = 0; r < rows; ++r)
+      for (int j = 0; j < cols; ++j) c[r * g_.c_row + j * g_.c_col] = y[r * kPanel + j];
   }
 
  private:
-  size_t a_planes() const { return floats_in_a_ ? size_t(g_.digits) : 1; }
-  size_t b_planes() const { return floats_in_a_ ? 1 : size_t(g_.digits); }
+  size_t max_digits() const { return size_t(heavy_allowed_ ? kMaxDigits : g_.digits); }
+  size_t a_planes() const { return floats_in_a_ ? max_digits() : 1; }
+  size_t b_planes() const { return floats_in_a_ ? 1 : max_digits(); }
+  size_t range_bytes() const {
+    return round_up((size_t(panel_words(g_.k)) / 32 + 1) * sizeof(WordRange), 64);
+  }
+
+  /// What a packed code takes from the sum of its digits' products: q was made unsigned, then in B the bytes
+  /// of three digits, in A that of the fourth, moved by 128.
+  double digit_bias(int digits) const {
+    if (!floats_in_a_) return 128.0 * (digits == 2 ? 0x0101 : 0x010101) - double(digit_zero(digits));
+    return -double(digit_zero(digits)) - (digits == kMaxDigits ? 0x1p31 : 0);
+  }
 
   const uint8_t* codes_at(int64_t base, int64_t line) const {
     return static_cast<const uint8_t*>(codes_.data) + base + line * codes_.stride.row;
@@ -168,7 +239,7 @@ class DigitEngine {
               g_.k, sums);
     const auto &ss = codes_.scale_stride, &os = codes_.offset_stride;
     for (int i = 0; i < lines; ++i) {
-      out.add[i] = -bias_ * double(sums[i] - g_.k * zero_);
+      out.add[i] = double(sums[i] - g_.k * zero_);
       out.factor[i] =
           scale_along_k() ? 1 : double(codes_.scale[at.index.offset(ss.batch) + (line + i) * ss.row]);
       if (codes_.offset)
@@ -193,7 +264,7 @@ class DigitEngine {
     const size_t line = round_up(size_t(g_.k), 64);
     const bool staged = !kernel_.by_rows;
     auto* const planes = reinterpret_cast<uint8_t*>(
-        staged ? thread_scratch(Scratch::stage, size_t(g_.digits) * kernel_.mr * line + kPackSlack) : dst);
+        staged ? thread_scratch(Scratch::stage, max_digits() * kernel_.mr * line + kPackSlack) : dst);
     const size_t plane = staged ? kernel_.mr * line : tile_bytes_;
     SplitLines split;
     SplitLineArgs args{static_cast<const float*>(g_.a.data) + at.a + row * g_.a.stride.row,
@@ -201,17 +272,23 @@ class DigitEngine {
                        g_.k,
                        scale_of_k(at),
                        codes_.scale_stride.k,
-                       g_.digits,
+                       0,
                        {}};
-    for (int r = 0; r < rows; ++r, args.x += g_.a.stride.row) {
-      for (int d = 0; d < g_.digits; ++d) {
-        args.plane[d] = planes + size_t(d) * plane + size_t(r) * line;
-        std::fill(args.plane[d] + g_.k, args.plane[d] + line, uint8_t(0));
+    const auto each_line = [&](auto f) {
+      SplitLineArgs line_args = args;
+      for (int r = 0; r < rows; ++r, line_args.x += g_.a.stride.row) f(line_args, r);
+    };
+    each_line([&](const SplitLineArgs& x, int r) { digits_.measure_line(x, split, r); });
+    out.digits = args.digits = choose_scales(split, rows, g_.k, g_.digits, heavy_allowed_);
+    each_line([&](SplitLineArgs& x, int r) {
+      for (int d = 0; d < x.digits; ++d) {
+        x.plane[d] = planes + size_t(d) * plane + size_t(r) * line;
+        std::fill(x.plane[d] + g_.k, x.plane[d] + line, uint8_t(0));
       }
-      digits_.line(args, split, r);
-    }
+      digits_.line(x, split, r);
+    });
     float_lines(split, rows, out);
-    for (int d = 0; staged && d < g_.digits; ++d)
+    for (int d = 0; staged && d < out.digits; ++d)
       pack_codes(planes + size_t(d) * plane, int64_t(line), 1, rows, g_.k, 0,
                  reinterpret_cast<uint32_t*>(dst + size_t(d) * tile_bytes_), rows);
   }
@@ -219,11 +296,41 @@ class DigitEngine {
   /// Floats as B: planes of words of four k.
   void split_columns(const Place& at, int64_t col, int cols, char* dst, DigitLines& out) const {
     SplitLines split;
-    digits_.panel({static_cast<const float*>(g_.b.data) + at.b + col * g_.b.stride.row, g_.b.stride.row,
-                   g_.b.stride.k, g_.k, scale_of_k(at), codes_.scale_stride.k, cols, g_.digits,
-                   panel_width(cols), reinterpret_cast<uint32_t*>(dst), int64_t(panel_data_ / 4)},
-                  split);
+    SplitPanelArgs args{static_cast<const float*>(g_.b.data) + at.b + col * g_.b.stride.row,
+                        g_.b.stride.row,
+                        g_.b.stride.k,
+                        g_.k,
+                        scale_of_k(at),
+                        codes_.scale_stride.k,
+                        cols,
+                        0,
+                        panel_width(cols),
+                        reinterpret_cast<uint32_t*>(dst),
+                        int64_t(panel_data_ / 4)};
+    digits_.measure_panel(args, split);
+    out.digits = args.digits = choose_scales(split, cols, g_.k, g_.digits, heavy_allowed_);
+    digits_.panel(args, split);
     float_lines(split, cols, out);
+    if (out.digits == kMaxDigits)
+      out.range_count =
+          fourth_digits(args.words + 3 * args.plane, args.width, reinterpret_cast<WordRange*>(&out + 1));
+  }
+
+  /// Where the fourth digit is not zero throughout: often a few tokens of every image.
+  int fourth_digits(const uint32_t* plane, int width, WordRange* ranges) const {
+    int count = 0;
+    const int64_t words = ceil_div(g_.k, 4);
+    for (int64_t w = 0; w < words; w += 16) {
+      const int64_t end = std::min(words, w + 16);
+      uint32_t any = 0;
+      for (int64_t i = w * width; i < end * width; ++i) any |= plane[i];
+      if (!any) continue;
+      if (count && ranges[count - 1].end == w)
+        ranges[count - 1].end = int32_t(end);
+      else
+        ranges[count++] = {int32_t(w), int32_t(end)};
+    }
+    return count;
   }
 
   const GemmArgs& g_;
@@ -233,17 +340,19 @@ class DigitEngine {
   const GemmOperand& codes_;
   const int zero_, max_code_;  // packed code = code − zero
   const size_t tile_bytes_, panel_data_;
-  double bias_;
+  const bool heavy_allowed_;  // sums with a fourth digit stay below 2^53
 };
 
 }  // namespace
 
 DigitKernel digit_kernel(Isa isa) {
 #if defined(__x86_64__)
-  if (isa >= Isa::avx512) return {split_line_avx512, split_panel_avx512, digit_sums_avx512};
+  if (isa >= Isa::avx512)
+    return {measure_line_avx512, measure_panel_avx512, split_line_avx512, split_panel_avx512,
+            digit_sums_avx512};
 #endif
   (void)isa;
-  return {split_line, split_panel, digit_sums};
+  return {measure_line, measure_panel, split_line, split_panel, digit_sums};
 }
 
 bool digits_apply(const GemmArgs& g) {

@@ -9,9 +9,15 @@
 //   Y = float((α/v · w)·Σ_k q_k·(code_k + shift) + (α/v · Σ_k q_k)·offset)       in f64, the sums exact
 //
 // s_k is the codes' scale where it runs along k (then w = 1), else 1 and w is the scale. The error of q is
-// half a unit and one rounding of f32: at most 1.2e-7·F, or 3e-5·F with two digits. No order is prescribed,
-// because integer sums are exact; a line that holds a value which is not finite gives NaN. Lines whose F is
-// below 3e-32 lose precision.
+// half a unit and one rounding of f32: at most 1.2e-7·F, or 3e-5·F with two digits.
+//
+// Where a few values dominate a line, 24 bits under F are too coarse for all the others: a line of three
+// digits with F > 12 · the root mean square of its values gets v = 16·(2^23 − 2) / F and a fourth digit,
+// which is multiplied for the steps of k only in which a column of the panel has one.
+//
+// No order is prescribed, because integer sums are exact; the mean square alone is a float sum, in an order
+// of its own (gemm_digits_kernels.h). A line that holds a value which is not finite gives NaN. Lines whose F
+// is below 3e-32 lose precision.
 
 #include "tensor/engine/gemm.h"
 

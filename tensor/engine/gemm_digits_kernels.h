@@ -10,7 +10,7 @@
 
 namespace lowbit::detail {
 
-inline constexpr int kMaxDigits = 3;
+inline constexpr int kMaxDigits = 4;  // of heavy lines; three, or two, of others
 
 inline int32_t magnitude_bits(float x) { return std::bit_cast<int32_t>(x) & 0x7fffffff; }
 
@@ -20,15 +20,21 @@ inline float fixed_point(int32_t top_bits, int digits) {
   const float largest = digits == 3 ? 8388606.f : 32766.f;
   return top > 0 ? std::min(largest / top, std::numeric_limits<float>::max()) : 0.f;
 }
-/// Added to q so that its bytes are unsigned digits.
-inline int32_t digit_zero(int digits) { return digits == 3 ? 1 << 23 : 1 << 15; }
+/// q + digit_zero has unsigned bytes; what is above the third is the fourth digit, signed.
+inline int32_t digit_zero(int digits) { return digits == 2 ? 1 << 15 : 1 << 23; }
 
-/// Lines of one operand: the bits of the largest magnitude, v, Σ q.
+/// A line whose largest value is more than 12 times its root mean square is heavy: v is 16 times larger.
+inline constexpr float kHeavyScale = 16, kHeavyRatio = 12;
+
+/// Lines of one operand: the bits of the largest magnitude, Σ x² in f32, v, Σ q.
 struct SplitLines {
   alignas(64) int32_t top[kPanel] = {};
+  alignas(64) float squares[kPanel] = {};
   alignas(64) float v[kPanel] = {};
   alignas(64) double sum[kPanel] = {};
 };
+/// Order of Σ x²: number k goes to lane k mod 32 of a row, k mod 4 of a column; lanes are added in order.
+inline constexpr int kRowLanes = 32, kColumnLanes = 4;
 
 /// k floats of one line into unsigned bytes, plane by plane. scale: one factor for every k, or null.
 struct SplitLineArgs {
@@ -52,20 +58,26 @@ struct SplitPanelArgs {
   int64_t plane;
 };
 
-/// y[r, j] = row.factor · col.factor · (Σ_d 256^d·acc_d + row.add + col.add) (+ row.offset · col.offset)
+/// y[r, j] = row.factor · col.factor · (Σ_d 256^d·acc_d + row_unit · row.add + col_unit · col.add)
+///           (+ row.offset · col.offset)
 struct DigitLines {
   alignas(64) double factor[kPanel] = {}, add[kPanel] = {}, offset[kPanel] = {};
+  int digits = 0, range_count = 0;  ///< of floats; ranges of words that have a fourth digit (columns only)
 };
 struct DigitSums {
   const int32_t* acc;  ///< [digits][kMaxRows][kPanel]
   int rows, cols, digits;
   bool offset;
   const DigitLines *row, *col;
+  double row_unit, col_unit;
   float* y;
   int64_t ldy;
 };
 
+/// Measuring fills top and squares; splitting reads v and writes digits and Σ q.
 struct DigitKernel {
+  void (*measure_line)(const SplitLineArgs&, SplitLines& out, int i);
+  void (*measure_panel)(const SplitPanelArgs&, SplitLines& out);
   void (*line)(const SplitLineArgs&, SplitLines& out, int i);
   void (*panel)(const SplitPanelArgs&, SplitLines& out);
   void (*sums)(const DigitSums&);
@@ -73,6 +85,8 @@ struct DigitKernel {
 
 DigitKernel digit_kernel(Isa isa);
 
+void measure_line_avx512(const SplitLineArgs&, SplitLines& out, int i);
+void measure_panel_avx512(const SplitPanelArgs&, SplitLines& out);
 void split_line_avx512(const SplitLineArgs&, SplitLines& out, int i);
 void split_panel_avx512(const SplitPanelArgs&, SplitLines& out);
 void digit_sums_avx512(const DigitSums&);

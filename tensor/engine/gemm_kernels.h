@@ -58,6 +58,10 @@ struct ColInfo {
 
 enum class IntOut : uint8_t { s32, f32, f64 };
 
+struct WordRange {
+  int32_t begin, end;
+};
+
 struct IntTile {
   int rows, cols;
   int64_t words;  // ceil(k / 4)
@@ -72,7 +76,17 @@ struct IntTile {
   void* c;  // int32 or float
   int64_t ldc;
   bool plain = false;  // s32, corrections are 0, and c has room for the whole tile: [kMaxRows][kPanel]
+  const WordRange* ranges = nullptr;  // of the words, beginning at multiples of 16; null: all of them
+  int range_count = 0;
 };
+
+/// f(begin, end) for every range of words that enters the product.
+template <class F>
+static inline __attribute__((always_inline)) void for_ranges(const IntTile& t, F f) {
+  const WordRange all{0, int32_t(t.words)};
+  const WordRange* r = t.ranges ? t.ranges : &all;
+  for (int left = t.ranges ? t.range_count : 1; left > 0; --left, ++r) f(r->begin, r->end);
+}
 
 struct IntKernel {
   int mr;

@@ -60,31 +60,34 @@ LOWBIT_INLINE void tile_int(const IntTile& t, int c0, Seq<R...>) {
   constexpr int rows = sizeof...(R);
   __m256i s0[rows], s1[rows];
   ((s0[R] = s1[R] = _mm256_setzero_si256()), ...);
-  const auto* a = reinterpret_cast<const float*>(t.a);
-  const uint32_t* b = t.b + c0;
   const __m256i ones = _mm256_set1_epi16(1), low = _mm256_set1_epi16(0xff);
-  for (int64_t k = t.words; k > 0; --k, a += rows, b += t.b_step) {
-    const __m256i b0 = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(b));
-    const __m256i b1 = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(b + 8));
-    if constexpr (kNarrow) {
-      const auto step = [&](int r, __m256i& x, __m256i& y) __attribute__((always_inline)) {
-        const __m256i v = _mm256_castps_si256(_mm256_broadcast_ss(a + r));
-        x = _mm256_add_epi32(x, _mm256_madd_epi16(_mm256_maddubs_epi16(v, b0), ones));
-        y = _mm256_add_epi32(y, _mm256_madd_epi16(_mm256_maddubs_epi16(v, b1), ones));
-      };
-      (step(R, s0[R], s1[R]), ...);
-    } else {
-      const __m256i e0 = _mm256_srai_epi16(_mm256_slli_epi16(b0, 8), 8), o0 = _mm256_srai_epi16(b0, 8);
-      const __m256i e1 = _mm256_srai_epi16(_mm256_slli_epi16(b1, 8), 8), o1 = _mm256_srai_epi16(b1, 8);
-      const auto step = [&](int r, __m256i& x, __m256i& y) __attribute__((always_inline)) {
-        const __m256i v = _mm256_castps_si256(_mm256_broadcast_ss(a + r));
-        const __m256i ve = _mm256_and_si256(v, low), vo = _mm256_srli_epi16(v, 8);
-        x = _mm256_add_epi32(x, _mm256_add_epi32(_mm256_madd_epi16(ve, e0), _mm256_madd_epi16(vo, o0)));
-        y = _mm256_add_epi32(y, _mm256_add_epi32(_mm256_madd_epi16(ve, e1), _mm256_madd_epi16(vo, o1)));
-      };
-      (step(R, s0[R], s1[R]), ...);
-    }
-  }
+  for_ranges(
+      t, [&](int64_t begin, int64_t end) __attribute__((always_inline)) {
+        const auto* a = reinterpret_cast<const float*>(t.a) + begin * rows;
+        const uint32_t* b = t.b + c0 + begin * t.b_step;
+        for (int64_t k = end - begin; k > 0; --k, a += rows, b += t.b_step) {
+          const __m256i b0 = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(b));
+          const __m256i b1 = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(b + 8));
+          if constexpr (kNarrow) {
+            const auto step = [&](int r, __m256i& x, __m256i& y) __attribute__((always_inline)) {
+              const __m256i v = _mm256_castps_si256(_mm256_broadcast_ss(a + r));
+              x = _mm256_add_epi32(x, _mm256_madd_epi16(_mm256_maddubs_epi16(v, b0), ones));
+              y = _mm256_add_epi32(y, _mm256_madd_epi16(_mm256_maddubs_epi16(v, b1), ones));
+            };
+            (step(R, s0[R], s1[R]), ...);
+          } else {
+            const __m256i e0 = _mm256_srai_epi16(_mm256_slli_epi16(b0, 8), 8), o0 = _mm256_srai_epi16(b0, 8);
+            const __m256i e1 = _mm256_srai_epi16(_mm256_slli_epi16(b1, 8), 8), o1 = _mm256_srai_epi16(b1, 8);
+            const auto step = [&](int r, __m256i& x, __m256i& y) __attribute__((always_inline)) {
+              const __m256i v = _mm256_castps_si256(_mm256_broadcast_ss(a + r));
+              const __m256i ve = _mm256_and_si256(v, low), vo = _mm256_srli_epi16(v, 8);
+              x = _mm256_add_epi32(x, _mm256_add_epi32(_mm256_madd_epi16(ve, e0), _mm256_madd_epi16(vo, o0)));
+              y = _mm256_add_epi32(y, _mm256_add_epi32(_mm256_madd_epi16(ve, e1), _mm256_madd_epi16(vo, o1)));
+            };
+            (step(R, s0[R], s1[R]), ...);
+          }
+        }
+      });
   alignas(32) int32_t acc[rows * kPanel];
   (_mm256_store_si256(reinterpret_cast<__m256i*>(acc + R * kPanel), s0[R]), ...);
   (_mm256_store_si256(reinterpret_cast<__m256i*>(acc + R * kPanel + 8), s1[R]), ...);

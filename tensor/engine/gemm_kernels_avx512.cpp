@@ -159,23 +159,26 @@ LOWBIT_INLINE void tile_int(const IntTile& t, Seq<R...>) {
   constexpr int rows = sizeof...(R);
   __m512i s0[rows], s1[rows];
   ((s0[R] = s1[R] = _mm512_setzero_si512()), ...);
-  const auto* a = reinterpret_cast<const int32_t*>(t.a);
-  const uint32_t* b = t.b;
   const auto* c = static_cast<const uint32_t*>(t.c);
   (prefetch(c + R * t.ldc), ...);
   if constexpr (kV == 2) (prefetch(c + R * t.ldc + t.cols - 1), ...);
-  for (int64_t k = t.words; k > 0; --k, a += rows, b += t.b_step) {
-    const __m512i b0 = _mm512_loadu_si512(b);
-    __m512i b1 = b0;
-    if constexpr (kV == 2) b1 = _mm512_loadu_si512(b + 16);
-    const auto step = [&](int r, __m512i& x, __m512i& y) __attribute__((always_inline)) {
-      // a float broadcast: straight from memory, not through a general register
-      const __m512i v = _mm512_castps_si512(_mm512_set1_ps(reinterpret_cast<const float*>(a)[r]));
-      x = _mm512_dpbusd_epi32(x, v, b0);
-      if constexpr (kV == 2) y = _mm512_dpbusd_epi32(y, v, b1);
-    };
-    (step(R, s0[R], s1[R]), ...);
-  }
+  for_ranges(
+      t, [&](int64_t begin, int64_t end) __attribute__((always_inline)) {
+        const auto* a = reinterpret_cast<const int32_t*>(t.a) + begin * rows;
+        const uint32_t* b = t.b + begin * t.b_step;
+        for (int64_t k = end - begin; k > 0; --k, a += rows, b += t.b_step) {
+          const __m512i b0 = _mm512_loadu_si512(b);
+          __m512i b1 = b0;
+          if constexpr (kV == 2) b1 = _mm512_loadu_si512(b + 16);
+          const auto step = [&](int r, __m512i& x, __m512i& y) __attribute__((always_inline)) {
+            // a float broadcast: straight from memory, not through a general register
+            const __m512i v = _mm512_castps_si512(_mm512_set1_ps(reinterpret_cast<const float*>(a)[r]));
+            x = _mm512_dpbusd_epi32(x, v, b0);
+            if constexpr (kV == 2) y = _mm512_dpbusd_epi32(y, v, b1);
+          };
+          (step(R, s0[R], s1[R]), ...);
+        }
+      });
   if (t.out == IntOut::f64) {
     __m512i acc[rows * kV];
     ((acc[R * kV] = s0[R]), ...);
@@ -252,7 +255,6 @@ void run_amx(const IntTile& t) {
   int32_t* const acc = t.plain ? static_cast<int32_t*>(t.c) : buffer;
   const int64_t a_row = (t.words + 15) / 16 * 64, b_row = t.b_step * 4;
   const auto* a = reinterpret_cast<const char*>(t.a);
-  const auto* b = reinterpret_cast<const char*>(t.b);
   const char* const a1 = a + 16 * a_row;
   if (!t.plain)
     for (int r = 0; r < t.rows; ++r) {  // rows of C are far apart
@@ -264,20 +266,24 @@ void run_amx(const IntTile& t) {
   _tile_zero(1);
   _tile_zero(2);
   _tile_zero(3);
-  for (int64_t k = 0; k < t.words; k += 16, b += 16 * b_row) {
-    _tile_loadd(4, a + 4 * k, a_row);
-    _tile_loadd(6, b, b_row);
-    _tile_dpbusd(0, 4, 6);
-    if constexpr (kColTiles == 2) {
-      _tile_loadd(7, b + 64, b_row);
-      _tile_dpbusd(1, 4, 7);
-    }
-    if constexpr (kRowTiles == 2) {
-      _tile_loadd(5, a1 + 4 * k, a_row);
-      _tile_dpbusd(2, 5, 6);
-      if constexpr (kColTiles == 2) _tile_dpbusd(3, 5, 7);
-    }
-  }
+  for_ranges(
+      t, [&](int64_t begin, int64_t end) __attribute__((always_inline)) {
+        const char* b = reinterpret_cast<const char*>(t.b) + begin * b_row;
+        for (int64_t k = begin; k < end; k += 16, b += 16 * b_row) {
+          _tile_loadd(4, a + 4 * k, a_row);
+          _tile_loadd(6, b, b_row);
+          _tile_dpbusd(0, 4, 6);
+          if constexpr (kColTiles == 2) {
+            _tile_loadd(7, b + 64, b_row);
+            _tile_dpbusd(1, 4, 7);
+          }
+          if constexpr (kRowTiles == 2) {
+            _tile_loadd(5, a1 + 4 * k, a_row);
+            _tile_dpbusd(2, 5, 6);
+            if constexpr (kColTiles == 2) _tile_dpbusd(3, 5, 7);
+          }
+        }
+      });
   _tile_stored(0, acc, kPanel * 4);
   if constexpr (kColTiles == 2) _tile_stored(1, acc + 16, kPanel * 4);
   if constexpr (kRowTiles == 2) _tile_stored(2, acc + 16 * kPanel, kPanel * 4);

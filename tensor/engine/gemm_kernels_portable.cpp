@@ -36,11 +36,13 @@ void tile_int8_portable(const IntTile& t) {
   const auto* a = reinterpret_cast<const uint8_t*>(t.a);
   const auto* b = reinterpret_cast<const int8_t*>(t.b);
   int32_t acc[kMaxRows * kPanel] = {};
-  for (int64_t w = 0; w < t.words; ++w)
-    for (int r = 0; r < t.rows; ++r)
-      for (int c = 0; c < t.cols; ++c)
-        for (int i = 0; i < 4; ++i)
-          acc[r * kPanel + c] += int(a[(w * t.rows + r) * 4 + i]) * int(b[(w * t.b_step + c) * 4 + i]);
+  for_ranges(t, [&](int64_t begin, int64_t end) {
+    for (int64_t w = begin; w < end; ++w)
+      for (int r = 0; r < t.rows; ++r)
+        for (int c = 0; c < t.cols; ++c)
+          for (int i = 0; i < 4; ++i)
+            acc[r * kPanel + c] += int(a[(w * t.rows + r) * 4 + i]) * int(b[(w * t.b_step + c) * 4 + i]);
+  });
   int_epilogue(t, 0, t.rows, 0, t.cols, acc);
 }
 

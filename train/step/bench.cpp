@@ -1,7 +1,8 @@
 #include "train/step/bench.h"
 
+#include <time.h>
+
 #include <algorithm>
-#include <chrono>
 #include <map>
 
 #include "autograd/core/node.h"
@@ -9,6 +10,7 @@
 #include "tensor/core/allocator.h"
 #include "tensor/core/backend.h"
 #include "tensor/core/context.h"
+#include "tensor/core/thread_pool.h"
 #include "tensor/engine/gemm_int8.h"
 #include "train/optim/optimizer.h"
 #include "train/step/summary.h"
@@ -16,8 +18,11 @@
 namespace lowbit {
 namespace {
 
-double now() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+/// Seconds; of the processor when one thread does everything, so that other work on the machine costs little.
+double now(Device d) {
+  timespec t{};
+  clock_gettime(threads() == 1 && !d.is_cuda() ? CLOCK_PROCESS_CPUTIME_ID : CLOCK_MONOTONIC, &t);
+  return double(t.tv_sec) + 1e-9 * double(t.tv_nsec);
 }
 
 double median(std::vector<double> v) {
@@ -49,14 +54,15 @@ struct Pass {
   std::map<std::string, size_t> saved;  ///< bytes kept for backward by op
 };
 Pass timed_pass(ImageModel& model, const PatternBatch& data) {
-  const double begin = now();
+  const Device d = data.labels.device();
+  const double begin = now(d);
   const Variable loss = cross_entropy(model(data.images), data.labels);
-  synchronize(data.labels.device());
-  Pass p{now() - begin, 0, saved_memory(loss)};
-  const double middle = now();
+  synchronize(d);
+  Pass p{now(d) - begin, 0, saved_memory(loss)};
+  const double middle = now(d);
   loss.backward();
-  synchronize(data.labels.device());
-  p.backward = now() - middle;
+  synchronize(d);
+  p.backward = now(d) - middle;
   return p;
 }
 
@@ -66,12 +72,12 @@ double timed(double seconds, Device d, F f) {
   f();
   synchronize(d);
   std::vector<double> t;
-  const double end = now() + seconds;
-  while (t.size() < 3 || now() < end) {
-    const double begin = now();
+  const double end = now(d) + seconds;
+  while (t.size() < 3 || now(d) < end) {
+    const double begin = now(d);
     f();
     synchronize(d);
-    t.push_back(now() - begin);
+    t.push_back(now(d) - begin);
   }
   return median(t);
 }
@@ -86,16 +92,16 @@ StepTiming time_steps(ImageModel& model, int64_t batch, double seconds) {
   model.train();
   StepTiming r;
   std::vector<double> forward, backward, update;
-  const double end = now() + seconds;
-  for (int pass = 0; pass < 5 || now() < end; ++pass) {
+  const double end = now(d) + seconds;
+  for (int pass = 0; pass < 5 || now(d) < end; ++pass) {
     allocator(d).reset_peak();
     const size_t live = allocator(d).stats().live;
     optimizer.zero_grad();
     const Pass p = timed_pass(model, data);
-    const double begin = now();
+    const double begin = now(d);
     optimizer.step(1e-5);
     synchronize(d);
-    const double updated = now() - begin;
+    const double updated = now(d) - begin;
     if (pass < 2) continue;
     r.saved_bytes = 0;
     for (const auto& [op, bytes] : p.saved) r.saved_bytes += bytes;
