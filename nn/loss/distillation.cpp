@@ -38,10 +38,10 @@ void check_layers(const char* op, size_t student, size_t teacher) {
 }  // namespace
 
 Variable distillation_loss(const Variable& cls, const Variable& dist, const Variable& teacher,
-                           const Tensor& targets) {
+                           const Tensor& targets, double smoothing) {
   const Variable soft = teacher_cross_entropy(dist.defined() ? dist : cls, teacher);
-  return add(soft,
-             targets.dtype() == DType::i64 ? cross_entropy(cls, targets) : soft_cross_entropy(cls, targets));
+  return add(soft, targets.dtype() == DType::i64 ? cross_entropy(cls, targets, smoothing)
+                                                 : soft_cross_entropy(cls, targets));
 }
 
 Variable direction_distance(const Variable& a, const Variable& b) {

@@ -9,11 +9,12 @@
 namespace lowbit {
 
 /// The soft part on one head, the hard part on the other (kd_hard_and_soft 1, all recipes):
-///   L = teacher_cross_entropy(dist, teacher) + cross entropy of cls with the targets
+///   L = teacher_cross_entropy(dist, teacher) + cross entropy of cls with the targets, labels with
+///   `smoothing`
 /// Shapes  cls, dist, teacher [B, C]; dist undefined: cls serves twice; targets labels i64 [B] or soft [B, C]
 /// Grad    of its terms, the teacher included where it wants one    Errors  those of its terms
 Variable distillation_loss(const Variable& cls, const Variable& dist, const Variable& teacher,
-                           const Tensor& targets);
+                           const Tensor& targets, double smoothing = 0);
 
 /// Distance of two directions: L = ‖a/‖a‖ − b/‖b‖‖, Frobenius norms over the whole tensors. Entries ≤ −100
 /// (masked scores) count as 0.    Grad  to both; zero where both point the same way

@@ -65,6 +65,7 @@ LsqSettings OfqQuantizer::settings() const {
   s.axis = spec().axis, s.groups = spec().groups;
   s.levels = {levels()};
   s.ties = TiePolicy::inclusive;
+  s.published_scale = config_.published_scale;
   return s;
 }
 

@@ -20,7 +20,8 @@ struct OfqConfig {
   Shape shift = {};         ///< last dimensions of x that the shifts span, e.g. [C]; stored flat
   /// Weights only: levels that oscillate are frozen. What is frozen is not part of the state.
   std::optional<OscillationSettings> freeze = {};
-  bool image = false;  ///< unsigned until a value below −1e-5 is seen: state "<name>.signed"
+  bool published_scale = false;  ///< LsqSettings::published_scale
+  bool image = false;            ///< unsigned until a value below −1e-5 is seen: state "<name>.signed"
 };
 
 /// y = Q(x + before) + after,  Q(v) = s·rint(clamp(v/s, lo, hi)) with the group's scale s.

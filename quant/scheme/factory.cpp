@@ -123,6 +123,7 @@ std::shared_ptr<Quantizer> make_ofq(const Reader& r, QuantSpec spec, const std::
       place != Place::token || info.same_tokens, usage, "scheme", slot,
       " is used with groups of different length, so that a scale per token has no place there; other "
       "quantizers have one per tensor");
+  c.published_scale = r.flag("published_scale", false);
   c.image = place == Place::plane;
   c.shift = c.image ? Shape{x[-2], x[-1]} : Shape{x[-1]};
   if (r.flag("shift_per_head", false)) c.shift = Shape{info.heads, x[-1]};  // the rows of a token

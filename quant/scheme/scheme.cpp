@@ -82,6 +82,7 @@ Scheme parse_scheme(const std::string& text, const std::string& name, const Sche
     if (kind == r.settings.end() || (kind->second != "lsq" && kind->second != "ofq")) continue;
     if (kind->second == "lsq" && o.learn_bits != defaults.learn_bits)
       r.settings.emplace("learn_bits", yes_no(o.learn_bits));
+    if (o.published_scale) r.settings.emplace("published_scale", "yes");
     if (o.learn_scale != defaults.learn_scale) r.settings.emplace("learn_scale", yes_no(o.learn_scale));
   }
   return scheme;

@@ -43,7 +43,8 @@ struct SchemeOptions {
   int edge_bits = 8;         ///< first and last layer
   bool offset = false;       ///< VVTQ --use-offset
   bool learn_bits = false, learn_scale = true;
-  bool qk_reparam = false;  ///< the model has OFQ's query-key reparameterization
+  bool published_scale = false;  ///< scales to the last bit as published (LsqSettings::published_scale)
+  bool qk_reparam = false;       ///< the model has OFQ's query-key reparameterization
 };
 
 /// Errors  usage, with the line: unknown keys or values, text outside a section

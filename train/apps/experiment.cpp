@@ -1,5 +1,7 @@
 #include "train/apps/experiment.h"
 
+#include <algorithm>
+
 #include "data/image/decode.h"
 #include "train/config/device.h"
 #include "train/step/quantize.h"
@@ -46,6 +48,12 @@ Experiment open_experiment(const Options& given, bool training, Log& log) {
     for (const std::string& note : load_into(*e.model, weights, training, o.flag("allow-partial")))
       log.info(note);
     log.info(str_cat("weights: ", o.text("weights"), " (", format_name(weights.format), ")"));
+    const std::set<std::string> quantized = quantizer_state(*e.model);
+    const bool from_float = std::none_of(weights.tensors.begin(), weights.tensors.end(),
+                                         [&](const auto& t) { return quantized.contains(t.first); });
+    if (training && from_float && !quantized.empty())
+      for (const std::string& name : reinitialise_as_published(*e.model, o))
+        log.info("not taken from the weights, as published: " + name);
   }
   e.model->to(run_device(o));
   calibrate(*e.model, o, e.data, log);

@@ -77,6 +77,7 @@ constexpr OptionSpec kOptions[] = {
     {"quantizer", quantization, text, kRunVerbs | kBench | kLabels, "vvtq", "METHOD", "vvtq (LSQ, head-room as published), lsq, lsq+ (with offset), ofq (StatsQ weights, scales per token), minmax (no training of scales)", {.source = "Esser et al. 2020; Bhalgat et al. 2020; Liu et al. 2023", .choices = "vvtq|lsq|lsq+|ofq|minmax"}},
     {"qk-reparam", quantization, flag, kRunVerbs | kBench | kLabels, "off", "", "query-key reparameterization: one fused matrix per head is quantized in place of the two projections", {.source = "OFQ, Liu et al. 2023"}},
     {"cga-range", quantization, real, kTrain, "0", "levels", "confidence-guided annealing: only weights so near a threshold move; a last phase from trained weights, e.g. 0.005 with --lr 1e-5 --sched constant --epochs 30; 0: off", {.source = "OFQ, Liu et al. 2023", .aliases = "boundary-range", .lo = 0, .hi = 0.5}},
+    {"learn-bits", quantization, flag, kTrain, "off", "", "train the bit-width of every quantizer of vvtq, lsq and lsq+ (2 … 8) from the given one on", {.source = "VVTQ", .aliases = "mixpre", .rare = true}},
     {"bin-regularizer", quantization, flag, kTrain, "off", "", "oscillation-aware bin regularization of LSQ weights, its weight rising from 0 after a quarter of the run to 0.01", {.source = "VVTQ", .aliases = "reg obr"}},
     {"dampening", quantization, real, kTrain, "0", "weight", "weight of a loss that pulls weights to their levels, so that they oscillate less; 0: off", {.source = "Nagel et al. 2022", .lo = 0, .hi = 1e6, .rare = true}},
     {"use-offset", quantization, flag, kRunVerbs | kBench | kLabels, "off", "", "learned offset of activations", {.source = "VVTQ", .rare = true}},
@@ -90,6 +91,7 @@ constexpr OptionSpec kOptions[] = {
     {"opt", optimisation, text, kTrain, "adamw", "NAME", "optimizer; sgd has Nesterov momentum, momentum has plain momentum, adam adds the decay to the gradient", {.source = "timm", .choices = "adamw|adam|sgd|momentum", .aliases = "optim optimizer"}},
     {"lr", optimisation, real, kTrain, "5e-4", "rate", "learning rate", {.source = "DeiT at batch 512", .aliases = "learning-rate", .lo = 0, .hi = 1e3}},
     {"weight-decay", optimisation, real, kTrain, "0.05", "rate", "weight decay of matrices (not of biases, norms, tokens, scales)", {.source = "DeiT", .aliases = "wd", .lo = 0, .hi = 1e3}},
+    {"decay-exempt", optimisation, text, kTrain, "", "PATTERNS", "parameters without weight decay besides biases, norms, tokens and scales: regular expressions over whole names, separated by commas, e.g. .*relative_position_bias_table", {.source = "Swin; timm no_weight_decay", .rare = true}},
     {"opt-betas", optimisation, reals, kTrain, "0.9,0.999", "B1,B2", "decay rates of Adam's moments", {.source = "Kingma & Ba 2015", .lo = 0, .hi = 0.999999999, .rare = true}},
     {"opt-eps", optimisation, real, kTrain, "1e-8", "", "epsilon of Adam, added after the root", {.source = "Kingma & Ba 2015", .aliases = "adam-epsilon", .lo = 0, .hi = 1, .rare = true}},
     {"momentum", optimisation, real, kTrain, "0.9", "", "momentum of sgd and momentum", {.source = "timm", .lo = 0, .hi = 0.999999, .rare = true}},
@@ -119,7 +121,10 @@ constexpr OptionSpec kOptions[] = {
     // ---- Distillation
     {"teacher", distillation, text, kTrain, "", "NAME", "architecture of the teacher; empty: no distillation"},
     {"teacher-weights", distillation, text, kTrain, "", "FILE", "weights of the teacher", {.aliases = "teacher-path"}},
-    {"distill", distillation, text, kTrain, "soft", "KIND", "soft (KL divergence) or hard (the teacher's arg-max as label)", {.source = "DeiT", .choices = "soft|hard", .aliases = "distillation-type"}},
+    {"distill", distillation, text, kTrain, "soft", "KIND", "soft (KL divergence) or hard (the teacher's arg-max as label), both weighed by --distill-alpha; ofq: see --kd-mode", {.source = "DeiT; OFQ", .choices = "soft|hard|ofq", .aliases = "distillation-type"}},
+    {"kd-mode", distillation, integer, kTrain, "1", "MODE", "with --distill ofq: 0 the teacher's scores only; 1 its scores for the distillation head (or the only one), labels for the class head; 2 also the maps q·q and k·k of every attention layer; 3 also v·v", {.source = "OFQ", .aliases = "kd-hard-and-soft", .lo = 0, .hi = 3}},
+    {"token-kd", distillation, text, kTrain, "none", "LAYERS", "with a teacher: also learn the tokens behind the last block or behind all", {.source = "OFQ", .choices = "none|last|all", .aliases = "kd-type", .rare = true}},
+    {"kd-alpha", distillation, real, kTrain, "1", "weight", "weight of the maps of --kd-mode 2 and 3 and of --token-kd", {.source = "OFQ", .lo = 0, .hi = 1e6, .rare = true}},
     {"distill-alpha", distillation, real, kTrain, "0.5", "share", "weight of the teacher's term", {.source = "DeiT", .aliases = "distillation-alpha", .lo = 0, .hi = 1}},
     {"distill-temperature", distillation, real, kTrain, "1", "", "softmax temperature of both sides", {.source = "DeiT", .aliases = "distillation-tau", .lo = 1e-3, .hi = 1e3, .rare = true}},
     // ---- Distributed
@@ -151,7 +156,7 @@ constexpr OptionSpec kOptions[] = {
     {"time-limit", debug, seconds, kTrain, "", "H:M:S", "checkpoint and exit with code 75 before this much time has passed; default: the end of the Slurm job", {.transient = true}},
     {"check-finite", debug, flag, kRunVerbs, "off", "", "check every operation's output and name the first that is not finite", {.rare = true, .transient = true}},
     {"report-memory", debug, flag, kTrain, "off", "", "with --dry-run: the activation memory kept by every operation", {.rare = true, .transient = true}},
-    {"compat", debug, text, kLabels, "none", "WHAT", "reference: follow the published program where it departs from what is meant; docs/methods lists the places", {.choices = "none|reference"}},
+    {"compat", debug, text, kTrain | kLabels, "none", "WHAT", "reference: follow the published program where it departs from what is meant; docs/methods lists the places", {.choices = "none|reference"}},
     {"help", debug, flag, kAllVerbs, "off", "", "this text", {.letter = 'h', .transient = true}},
     {"help-all", debug, flag, kAllVerbs, "off", "", "the same with rarely used options", {.transient = true}},
 };

@@ -12,6 +12,7 @@
 #include "train/config/device.h"
 #include "train/optim/clip.h"
 #include "train/report/report.h"
+#include "train/step/quantize.h"
 
 namespace lowbit {
 namespace {
@@ -20,7 +21,12 @@ double now() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
-constexpr double kStepsToJudgeLoader = 10, kReportSeconds = 20;
+constexpr double kStepsToJudgeLoader = 10, kReportSeconds = 20, kPublishedCooldown = 10;
+
+/// VVTQ's trainer of float models, followed to the letter.
+bool published_float(const Options& o) {
+  return compat(o) == Compat::vvtq && o.integer("wbits") == 32 && o.integer("abits") == 32;
+}
 
 LoaderOptions loader_options(const Options& o, int64_t batch, bool drop_last) {
   LoaderOptions l;
@@ -47,7 +53,8 @@ ScheduleOptions schedule_options(const Options& o, int64_t steps_per_epoch) {
   s.warmup = double(o.integer("warmup-epochs")), s.warmup_lr = o.real("warmup-lr");
   s.warmup_scales = o.text("warmup-mode") == "scale";
   s.interval = o.flag("sched-per-step") ? 1.0 / double(std::max<int64_t>(steps_per_epoch, 1)) : 1;
-  s.cooldown = double(o.integer("cooldown-epochs"));
+  const bool published_end = compat(o) == Compat::ofq && !o.given("cooldown-epochs");
+  s.cooldown = published_end ? kPublishedCooldown : double(o.integer("cooldown-epochs"));
   s.cycle_mul = o.real("lr-cycle-mul"), s.cycle_limit = int(o.integer("lr-cycle-limit"));
   s.decay_interval = o.real("decay-epochs"), s.decay_rate = o.real("decay-rate");
   s.milestones = o.reals("milestones");
@@ -79,7 +86,7 @@ Trainer::Trainer(const Options& o, ImageModel& model, ImageModel* teacher, const
       data_(data),
       log_(log),
       settings_(settings_to_save(o, model.config())),
-      arena_(model.parameters()),
+      arena_((choose_decay(model, o), model.parameters())),
       optimizer_(arena_, optimizer_options(o)),
       schedule_(schedule_options(
           o, data.train_order->size() / (o.integer("batch-size") * o.integer("accumulate")))),
@@ -106,6 +113,8 @@ Trainer::Trainer(const Options& o, ImageModel& model, ImageModel* teacher, const
 }
 
 EpochCall Trainer::pass_at(int64_t epoch) const {
+  // Published: the rate of an epoch is set after it.
+  if (data_.crops == 0 && published_float(o_)) return {epoch, 1, std::max(0.0, double(epoch) - 1), 0, 0};
   if (data_.crops == 0)
     return {epoch, 1, double(epoch), 0, bin_regulariser_weight(double(epoch), double(epochs_))};
   return epoch_call({epochs_, o_.integer("warmup-epochs"), int(data_.crops)}, schedule_, epoch);
@@ -333,7 +342,7 @@ bool Trainer::at_limit() const { return o_.integer("max-steps") > 0 && step_ >= 
 bool Trainer::finished() const { return epoch_ >= epochs_ || (at_limit() && evaluated_step_ == step_); }
 
 Trainer::Pass Trainer::train_epoch(const StopRequest& stop) {
-  model_.train();
+  model_.train(!(published_float(o_) && !o_.text("weights").empty()));  // published: --finetune evaluates
   open_pass();
   train_->start(epoch_, step_in_epoch_ * accumulate_);
   progress_.step_time.reset(), progress_.data_time.reset();

@@ -176,6 +176,17 @@ TEST_F(KillTest, StoredLabelsAreContinued) {
   EXPECT_EQ(epochs, (Words{"0", "1", "5", "9", "13", "17", "21", "25", "29", "33", "37", "38", "39", "40"}));
 }
 
+TEST_F(KillTest, DistillationIsContinued) {
+  const Outcome teacher = lowbit_run(Words{"train", "--max-steps", "2", "--warmup-epochs", "0"} +
+                                     tiny_model() + tiny_data() + in(dir.path(), "teacher"));
+  ASSERT_EQ(teacher.code, 0) << teacher.err;
+  kill_and_compare(quantized() + Words{"--quantizer", "ofq", "--qk-reparam", "--teacher-weights",
+                                       dir / "teacher/last.safetensors", "--distill", "ofq", "--kd-mode", "3",
+                                       "--token-kd", "all", "--learn-bits", "--compat", "reference",
+                                       "--cooldown-epochs", "0"},
+                   3);
+}
+
 TEST_F(KillTest, SignalsEndInACheckpoint) {
   calm_run(quantized());
   for (const int signal : {SIGTERM, SIGINT, SIGUSR1}) {
