@@ -51,15 +51,15 @@ std::unique_ptr<ImageModel> open_labelling_teacher(Options& o, Log& log) {
 
 GenerateOptions generate_options(const Options& o, const ImageConfig& c) {
   GenerateOptions g;
-  std::tie(g.type, g.k) = soft_label_named(o.text("soft-label-type"));
+  std::tie(g.type, g.k) = soft_label_named(o.text("label-type"));
   g.temperature = o.real("temperature"), g.half = o.flag("fp16"), g.workers = int(o.integer("workers"));
   g.published = o.text("compat") == "reference";
   CropOptions& crops = g.crops;
-  crops.crops = o.integer("crops"), crops.segment = std::min(o.integer("segment"), crops.crops);
+  crops.crops = o.integer("label-crops"), crops.segment = std::min(o.integer("segment"), crops.crops);
   crops.size = int(c.image_size), crops.seed = uint64_t(o.integer("seed"));
-  const std::vector<double> scale = o.reals("scale", 2);
+  const std::vector<double> scale = o.reals("label-scale", 2);
   LOWBIT_CHECK(scale[0] > 0 && scale[0] <= scale[1], usage, "labels",
-               "--scale takes two numbers LO,HI with 0 < LO <= HI");
+               "--label-scale takes two numbers LO,HI with 0 < LO <= HI");
   std::copy(scale.begin(), scale.end(), crops.scale);
   crops.filter = o.text("interpolation") == "bilinear" ? Filter::bilinear : Filter::bicubic;
   for (size_t i = 0; i < 3; ++i) {
@@ -73,7 +73,7 @@ GenerateOptions generate_options(const Options& o, const ImageConfig& c) {
 /// Everything that the labels depend on but the images.
 std::string settings_of(const Options& o, const ImageConfig& c) {
   nlohmann::json j;
-  for (const char* name : {"soft-label-type", "crops", "temperature", "scale", "interpolation", "fp16",
+  for (const char* name : {"label-type", "label-crops", "temperature", "label-scale", "interpolation", "fp16",
                            "seed", "reference-labels", "compat"})
     j[name] = o.raw(name);
   if (o.text("compat") == "reference") j["segment"] = o.raw("segment");

@@ -36,8 +36,8 @@ struct LabelsTest : testing::Test {
   }
 
   static Outcome generate(const std::string& out, const Words& more = {}) {
-    return lowbit_run(Words{"labels", "gen", out, "--data", images, "--weights", teacher, "--crops", "7",
-                            "--threads", "1", "--workers", "1"} +
+    return lowbit_run(Words{"labels", "gen", out, "--data", images, "--weights", teacher, "--label-crops",
+                            "7", "--threads", "1", "--workers", "1"} +
                       more);
   }
 };
@@ -58,7 +58,7 @@ TEST_F(LabelsTest, EveryTypeIsWrittenAndRead) {
     for (const bool half : {false, true}) {
       SCOPED_TRACE(type + (half ? " half" : ""));
       const std::string out = *dir / ("types_" + type + (half ? "_half" : ""));
-      Words more{"--soft-label-type", type};
+      Words more{"--label-type", type};
       if (half) more.push_back("--fp16");
       const Outcome r = generate(out, more);
       ASSERT_EQ(r.code, 0) << r.err;
@@ -106,8 +106,8 @@ TEST_F(LabelsTest, APackIsContinued) {
   ASSERT_EQ(generate(cut, {"--pack"}).code, 0);
   // The state after 3 of 8 images and a half-written fourth: the beginning of the file and of its index.
   fs::remove(cut);
-  Process p(Words{"labels", "gen", cut, "--data", images, "--weights", teacher, "--crops", "7", "--threads",
-                  "1", "--workers", "1", "--pack", "--log-every", "1"});
+  Process p(Words{"labels", "gen", cut, "--data", images, "--weights", teacher, "--label-crops", "7",
+                  "--threads", "1", "--workers", "1", "--pack", "--log-every", "1"});
   ASSERT_TRUE(p.wait_for("labelled 2 of 8"));
   p.kill(SIGKILL);
   p.wait();
@@ -123,8 +123,8 @@ TEST_F(LabelsTest, APackIsContinued) {
 
 TEST_F(LabelsTest, AStudentLearnsTheSameBitsFromFolderAndPack) {
   const std::string folder = *dir / "student", pack = *dir / "student.pack";
-  ASSERT_EQ(generate(folder, {"--soft-label-type", "smoothing"}).code, 0);
-  ASSERT_EQ(generate(pack, {"--soft-label-type", "smoothing", "--pack"}).code, 0);
+  ASSERT_EQ(generate(folder, {"--label-type", "smoothing"}).code, 0);
+  ASSERT_EQ(generate(pack, {"--label-type", "smoothing", "--pack"}).code, 0);
   std::string bytes;
   for (const std::string& labels : {folder, pack}) {
     const std::string run = labels == folder ? "from_folder" : "from_pack";
@@ -157,8 +157,8 @@ TEST_F(LabelsTest, PublishedRemainderAndPrecision) {
 }
 
 TEST_F(LabelsTest, BadInputIsRefused) {
-  EXPECT_EQ(generate(*dir / "bad", {"--soft-label-type", "best"}).code, 2);
-  EXPECT_EQ(generate(*dir / "bad", {"--soft-label-type", "marginal_smoothing_k11"}).code, 2);
+  EXPECT_EQ(generate(*dir / "bad", {"--label-type", "best"}).code, 2);
+  EXPECT_EQ(generate(*dir / "bad", {"--label-type", "marginal_smoothing_k11"}).code, 2);
   EXPECT_EQ(lowbit_run({"labels", "gen", *dir / "bad"}).code, 2);
   EXPECT_EQ(lowbit_run({"labels", "gen", *dir / "bad", "--data", images}).code, 2);
 }
