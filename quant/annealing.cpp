@@ -1,40 +1,16 @@
 #include "quant/annealing.h"
 
-#include <algorithm>
-#include <cmath>
 #include <map>
 
 #include "autograd/core/node.h"
+#include "quant/ops/annealing_mask.h"
+#include "quant/ops/mean_abs.h"
 #include "quant/scheme/scheme.h"
-#include "tensor/engine/pointwise.h"
 
 namespace lowbit {
 
 namespace {
 constexpr int kHighestBits = 7;  // first and last layer have 8
-
-/// 1 where w lies within `range` levels of a threshold between two levels that the tensor uses; a value
-/// exactly on a threshold uses both.
-Tensor near_threshold(const Tensor& w, const Coded& c, float range) {
-  Shape s;
-  for (int d = 0; d < w.ndim(); ++d)
-    s.append(!c.per_tensor() && d == w.ndim() + c.scale_axis ? w.size(d) : 1);
-  const Tensor scale = c.scale.reshape(s).expand(w.shape());
-  Tensor t = Tensor::empty(w.shape()), free = Tensor::empty(w.shape());  // t: in levels
-  cpu::pointwise({t.mutable_view(), w.view(), scale.view()},
-                 [shift = float(c.shift)](auto v, auto a) { return v / a - shift; });
-  const std::vector<float> levels = t.to_vector<float>();
-  const auto [least, most] = std::minmax_element(levels.begin(), levels.end());
-  const float lo = std::max(float(c.lo), std::ceil(*least - 0.5f)),
-              hi = std::min(float(c.hi), std::floor(*most + 0.5f));
-  cpu::pointwise({free.mutable_view(), t.view()}, [range, lo, hi](auto u) {
-    const auto below = std::floor(u);
-    const bool inside = below >= lo && below + 1 <= hi;
-    return decltype(u)(inside && std::fabs(u - below - 0.5f) <= range ? 1 : 0);
-  });
-  return free;
-}
-
 }  // namespace
 
 ConfidenceAnnealing::ConfidenceAnnealing(Module& model, double range) : range_(range) {
@@ -53,22 +29,31 @@ void ConfidenceAnnealing::before_update() {
     const Tensor w = l.weight.data();
     const Variable y = l.quantizer->apply(l.weight);
     LOWBIT_CHECK(y.coded(), usage, "annealing", l.name, ": its quantizer gives no levels");
-    l.free = near_threshold(w, *y.coded(), float(range_));
-    l.frozen = Tensor::empty(w.shape());
-    cpu::pointwise({l.frozen.mutable_view(), l.free.view(), w.view()},
-                   [](auto f, auto v) { return (1 - f) * v; });
-    Tensor gradient = l.weight.grad();
-    if (gradient.defined())
-      cpu::pointwise({gradient.mutable_view(), gradient.view(), l.free.view()},
-                     [](auto g, auto f) { return g * f; });
+    const Coded& c = *y.coded();
+    const GroupLayout g = group_layout(w.shape(), c.scale_axis, c.scale.numel(), l.name);
+    const Shape grouped{g.outer, g.groups, g.inner};
+    const auto written = [&](const Tensor& t) { return t.reshape(grouped).mutable_view(); };
+    for (Tensor* t : {&l.free, &l.frozen})
+      if (!t->defined()) *t = Tensor::empty(w.shape(), DType::f32, w.device());
+    const int64_t rows = g.outer * g.groups;
+    Tensor work = Tensor::empty({rows + 1, 2}, DType::f32, w.device());
+    float* const extremes = work.data<float>() + 2 * rows;
+    const float shift = float(c.shift);
+    anneal_extremes({w.data_const<float>(), c.scale.data_const<float>(), work.data<float>(), extremes, rows,
+                     g.groups, g.inner, shift},
+                    w.device());
+    const Tensor gradient = l.weight.grad();
+    anneal_mask({written(l.free), written(l.frozen), gradient.defined() ? written(gradient) : View{},
+                 w.reshape(grouped).view(), c.scale.reshape({1, g.groups, 1}).expand(grouped).view(),
+                 extremes, shift, float(range_), float(c.lo), float(c.hi)},
+                w.device());
   }
 }
 
 void ConfidenceAnnealing::after_update() {
   for (Layer& l : layers_) {
     Tensor w = l.weight.mutable_data();
-    cpu::pointwise({w.mutable_view(), w.view(), l.free.view(), l.frozen.view()},
-                   [](auto v, auto f, auto kept) { return v * f + kept; });
+    anneal_restore({w.mutable_view(), l.free.view(), l.frozen.view()}, w.device());
   }
 }
 

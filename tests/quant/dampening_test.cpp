@@ -27,7 +27,7 @@ OpCase op() {
                 const DType t = v[0].dtype();
                 const Tensor q = fill("q", v[0].shape(), 0, 2).cast(t),
                              s = fill("s", {v[0].size(0), 1}, 1, 0.3).cast(t);
-                return dampening(v[0], q, s, -2, 1);
+                return dampening(v[0], q.to(v[0].device()), s.to(v[0].device()), -2, 1);
               },
           .sizes =
               [](int64_t n) {

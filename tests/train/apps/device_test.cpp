@@ -1,0 +1,68 @@
+// The same short trainings on the CPU and on a GPU. Kernels add in the same order on both, so the emulated
+// device of ENABLE_CUDA=EMULATE must give the same bits; a real one may differ by rounding in its float
+// products.
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+#include "tensor/io/safetensors.h"
+#include "tests/support/op_case.h"
+#include "tests/train/apps/process.h"
+
+namespace lowbit::test {
+namespace {
+
+constexpr double kRate = 1e-3;
+constexpr int kSteps = 3;
+
+struct Method {
+  const char* name;
+  Words options;
+};
+const Method kMethods[] = {
+    {"float", {"--model-ema", "--clip-grad", "1"}},
+    {"lsq", four_bits() + Words{"--quantizer", "lsq", "--drop-path", "0.2"}},
+    {"vvtq", four_bits() + Words{"--quantizer", "vvtq", "--use-offset", "--bin-regularizer", "--recompute"}},
+    {"ofq", four_bits() + Words{"--quantizer", "ofq", "--qk-reparam", "--cga-range", "0.05"}},
+    {"one_bit",
+     {"--wbits", "1", "--abits", "1", "--calibration-images", "8", "--clip-mode", "agc", "--clip-grad",
+      "0.1"}},
+    {"sgd", four_bits() + Words{"--quantizer", "lsq+", "--opt", "sgd", "--accumulate", "2"}},
+};
+
+double largest_difference(const std::string& a, const std::string& b) {
+  const TensorMap x = load_safetensors(a).tensors, y = load_safetensors(b).tensors;
+  EXPECT_EQ(x.size(), y.size());
+  double worst = 0;
+  for (const auto& [name, t] : x) {
+    const std::vector<double> u = t.cast(DType::f64).to_vector<double>(),
+                              v = y.at(name).cast(DType::f64).to_vector<double>();
+    for (size_t i = 0; i < u.size(); ++i) {
+      const double d = std::fabs(u[i] - v[i]);
+      if (!(d <= worst)) worst = std::isnan(d) ? INFINITY : d;
+    }
+  }
+  return worst;
+}
+
+TEST(DeviceCuda, TrainingEqualsTheCpu) {
+  if (!cuda_present()) GTEST_SKIP() << "no CUDA device";
+  const bool emulated = lowbit_run({"--version"}).out.find("cuda emulated") != std::string::npos;
+  for (const Method& m : kMethods) {
+    SCOPED_TRACE(m.name);
+    TempDir dir;
+    for (const char* device : {"cpu", "cuda"}) {
+      const Outcome r = lowbit_run(Words{"train", "--output", dir.path(), "--run", device, "--device", device,
+                                         "--lr", std::to_string(kRate), "--warmup-epochs", "0", "--max-steps",
+                                         std::to_string(kSteps), "--backward", "f32"} +
+                                   tiny_model() + tiny_data() + m.options);
+      ASSERT_EQ(r.code, 0) << r.err;
+    }
+    const std::string last = "/last.safetensors";
+    EXPECT_LE(largest_difference(dir / "cpu" + last, dir / "cuda" + last), emulated ? 0 : 2 * kRate * kSteps);
+  }
+}
+
+}  // namespace
+}  // namespace lowbit::test
