@@ -76,6 +76,13 @@ execute_process(COMMAND ${_write_version})
 add_custom_target(lowbit_version_header COMMAND ${_write_version} VERBATIM
                   BYPRODUCTS ${CMAKE_BINARY_DIR}/generated/lowbit_version.h)
 
+# lowbit_recipes.h: the files of the folder recipes, so that the program has them wherever it is installed.
+set(_write_recipes ${CMAKE_COMMAND} -DSOURCE_DIR=${PROJECT_SOURCE_DIR} -DOUT=${CMAKE_BINARY_DIR}/generated/lowbit_recipes.h
+    -P ${PROJECT_SOURCE_DIR}/cmake/recipes.cmake)
+execute_process(COMMAND ${_write_recipes})
+add_custom_target(lowbit_recipes_header COMMAND ${_write_recipes} VERBATIM
+                  BYPRODUCTS ${CMAKE_BINARY_DIR}/generated/lowbit_recipes.h)
+
 # lowbit_library(folder): every .cpp below the folder into one OBJECT library lowbit_<folder>.
 # OBJECT, not STATIC: kernels register themselves from static objects that a linker would drop.
 # A file name that ends in _avx512.cpp or _avx2.cpp is compiled for that instruction set and chosen at run time.
@@ -98,7 +105,7 @@ function(lowbit_library folder)
     lowbit_cuda_library(${folder})
   endif()
   if(folder STREQUAL "train")
-    add_dependencies(lowbit_train lowbit_version_header)
+    add_dependencies(lowbit_train lowbit_version_header lowbit_recipes_header)
     target_include_directories(lowbit_train PUBLIC ${CMAKE_BINARY_DIR}/generated)
   endif()
   if(folder STREQUAL "data")
@@ -138,6 +145,7 @@ function(lowbit_program)
     if(LOWBIT_HAVE_CUDA)
       lowbit_cuda_plugin(lowbit ${LOWBIT_FOLDERS})
     endif()
+    install(DIRECTORY ${PROJECT_SOURCE_DIR}/recipes DESTINATION ${CMAKE_INSTALL_DATADIR}/lowbit)
     # A folder that can be copied: the libraries beside the program come from it, the C library from the machine.
     set_target_properties(lowbit PROPERTIES INSTALL_RPATH "$ORIGIN")
     install(TARGETS lowbit RUNTIME_DEPENDENCY_SET lowbit_needs RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})

@@ -1,11 +1,13 @@
 #include "quant/oscillation.h"
 
+#include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <limits>
 #include <map>
 
 #include "autograd/core/node.h"
+#include "quant/observer/statistics.h"
 #include "quant/scheme/scheme.h"
 #include "tensor/core/context.h"
 #include "tensor/core/thread_pool.h"
@@ -224,7 +226,11 @@ std::vector<WeightWatch::Placement> WeightWatch::placements() const {
     for (const float d : distances.to_vector<float>()) clipped += std::isnan(d);
     for (const int32_t q : c.codes.cast(DType::i32).to_vector<int32_t>()) zero += double(q) + c.shift == 0;
     const double n = double(l.weight.numel());
-    all.push_back({l.name, distances, double(clipped) / n, double(zero) / n});
+    float largest = 0;
+    for (const float w : l.weight.data().to_vector<float>()) largest = std::max(largest, std::fabs(w));
+    const double deviation = moments(l.weight.data()).deviation;
+    all.push_back({l.name, distances, double(clipped) / n, double(zero) / n,
+                   deviation > 0 ? double(largest) / deviation : 0});
   }
   return all;
 }

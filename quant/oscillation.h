@@ -85,6 +85,7 @@ class WeightWatch {
     Tensor distances;  ///< threshold_distances()
     double clipped;    ///< share outside the levels
     double dead_zone;  ///< share whose level is 0
+    double outlier;    ///< largest |w| over the standard deviation
   };
   /// Where the weights are now; not of layers with one bit.
   std::vector<Placement> placements() const;

@@ -131,13 +131,13 @@ void print_result(const std::string& folder, const TrainOutcome& r) {
 }
 
 /// Trains in `folder`; an exit code.
-int train_in(const std::string& folder, const Options& o, Trainer& trainer, Log& log) {
+int train_in(const std::string& folder, const Options& o, Trainer& trainer, Log& log, TrainOutcome& r) {
   const std::string run = std::filesystem::path(folder).filename().string();
   log.info("run folder: " + folder + "; to resume: the same command with --run " + run);
   StopControl control(o.seconds("time-limit"));
   double step_seconds = 0;
   auto last = std::chrono::steady_clock::now();
-  const TrainOutcome r = trainer.run(folder, [&] {
+  r = trainer.run(folder, [&] {
     const auto now = std::chrono::steady_clock::now();
     step_seconds = std::chrono::duration<double>(now - last).count();
     last = now;
@@ -155,7 +155,7 @@ int train_in(const std::string& folder, const Options& o, Trainer& trainer, Log&
 
 }  // namespace
 
-int run_train(const Options& given, const std::vector<std::string>& command_line) {
+int train_model(const Options& given, const std::vector<std::string>& command_line, TrainOutcome& outcome) {
   if (given.flag("eval-only")) return run_eval(given, command_line);
   check_training_options(given);
   install_stop_signals();
@@ -176,7 +176,7 @@ int run_train(const Options& given, const std::vector<std::string>& command_line
     if (trainer.finished()) {
       log.info(str_cat("the run in ", from, " is finished (", trainer.outcome().steps,
                        " steps): nothing to do; raise --epochs or --max-steps, or choose another --run"));
-      print_result(from, trainer.outcome());
+      print_result(from, outcome = trainer.outcome());
       return kExitSuccess;
     }
     log.info(str_cat("resumed after step ", trainer.outcome().steps));
@@ -185,7 +185,12 @@ int run_train(const Options& given, const std::vector<std::string>& command_line
   const std::string folder = make_run_folder(o.text("output"), o.text("run"), model.config().name);
   log.open_file(folder + "/log.txt");
   write_identity(o, command_line, folder, e.data, model);
-  return train_in(folder, o, trainer, log);
+  return train_in(folder, o, trainer, log, outcome);
+}
+
+int run_train(const Options& o, const std::vector<std::string>& command_line) {
+  TrainOutcome outcome;
+  return train_model(o, command_line, outcome);
 }
 
 }  // namespace lowbit

@@ -15,6 +15,12 @@ int run_diff(const Options& o, const std::vector<std::string>& command_line);
 int run_convert(const Options& o, const std::vector<std::string>& command_line);
 int run_report(const Options& o, const std::vector<std::string>& command_line);
 int run_labels(const Options& o, const std::vector<std::string>& command_line);
+int run_repro(const Options& o, const std::vector<std::string>& command_line);
+int run_sensitivity(const Options& o, const std::vector<std::string>& command_line);
 int run_bench(const Options& o, const std::vector<std::string>& command_line);
+
+struct TrainOutcome;
+/// What run_train does, with its outcome, which a run that was finished before has too.
+int train_model(const Options& o, const std::vector<std::string>& command_line, TrainOutcome& outcome);
 
 }  // namespace lowbit

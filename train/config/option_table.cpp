@@ -145,6 +145,12 @@ constexpr OptionSpec kOptions[] = {
     {"quiet", output, flag, kRunVerbs | kLabels, "off", "", "only warnings, errors and results", {.transient = true}},
     {"verbose", output, flag, kRunVerbs | kInspect | kLabels, "off", "", "more of everything; inspect: range and mean of every tensor", {.letter = 'v', .transient = true}},
     {"filter", output, text, kInspect | kDiff | kBench, "", "TEXT", "only names that contain this text"},
+    {"list", output, flag, kRepro, "off", "", "print every recipe with its published number, and stop", {.transient = true}},
+    {"smoke", output, flag, kRepro, "off", "", "two steps of two images with the model at its real size: does the recipe run?", {.transient = true}},
+    {"within", output, real, kRepro, "0.5", "points", "how far below the published number still counts as reproduced; two standard errors of the validation images come on top", {.lo = 0, .hi = 100, .transient = true}},
+    {"spare", output, flag, kSensitivity, "off", "", "quantize everything but one group at a time; off: quantize one group at a time", {.transient = true}},
+    {"by", output, text, kSensitivity, "module", "GROUP", "module (attention, MLP, … of each block), family (the same part of all blocks), slot (every quantizer)", {.choices = "module|family|slot", .transient = true}},
+    {"result", output, text, kSensitivity, "", "FILE", "where to write the result as JSON; default: sensitivity.json in the run folder of --weights, else nowhere", {.transient = true}},
     {"file", output, text, kReport, "", "FILE", "the page to write; default: report.html in the run folder, or here for several runs"},
     {"seconds", output, real, kBench, "0.5", "s", "measuring time of each figure", {.lo = 0.01, .hi = 3600}},
     // ---- Debug
@@ -169,6 +175,8 @@ constexpr VerbSpec kVerbs[] = {
     {"diff", kDiff, "compare two weight files or run folders; exit code 1 when they differ", "A B", 2, 2},
     {"convert", kConvert, "convert a weight file; the names say the formats (.safetensors, .pth, .pt, .bin, .npz, .npy)", "IN OUT", 2, 2},
     {"labels", kLabels, "soft-label files: gen OUT (a teacher writes them), info PATH, verify PATH, pack FOLDER OUT", "TASK PATH [OUT]", 2, 3},
+    {"repro", kTrain | kRepro, "reproduce a published result: run a recipe and compare with its number; every option of train can be given too", "[NAME]", 0, 1},
+    {"sensitivity", kEval | kSensitivity, "evaluate with one part of the model quantized, or spared, at a time", "", 0, 0},
     {"bench", kBench, "measure matrix products and training steps on this machine; WHAT: products, step or all", "[WHAT]", 0, 1},
 };
 // clang-format on

@@ -32,8 +32,10 @@ enum VerbMask : unsigned {
   kBench = 32,
   kReport = 64,
   kLabels = 128,
+  kRepro = 256,        ///< has the options of train too
+  kSensitivity = 512,  ///< has the options of eval too
   kRunVerbs = kTrain | kEval,
-  kAllVerbs = 255
+  kAllVerbs = 1023
 };
 
 struct OptionDetail {

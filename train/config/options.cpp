@@ -6,6 +6,7 @@
 #include <cstdlib>
 #include <fstream>
 #include <nlohmann/json.hpp>
+#include <sstream>
 
 #include "tensor/core/error.h"
 
@@ -366,6 +367,10 @@ struct OptionParser {
   void config_file(const std::string& path) {
     std::ifstream in(path);
     LOWBIT_CHECK(in.good(), io, "config", "cannot read '", path, "'");
+    config_stream(in, path);
+  }
+
+  void config_stream(std::istream& in, const std::string& path) {
     try {
       if (path.ends_with(".json")) return json(nlohmann::json::parse(in), path);
       const po::options_description none;
@@ -406,6 +411,13 @@ Options parse_options(const VerbSpec& verb, const std::vector<std::string>& word
   parser.environment();
   if (!o.text("config").empty()) parser.config_file(o.text("config"));
   return o;
+}
+
+void take_ini(Options& o, const std::string& text, const std::string& what) {
+  OptionParser parser{o, o.verb()};
+  std::istringstream in(text);
+  parser.config_stream(in, what);
+  o = std::move(parser.options);
 }
 
 void require_option(const Options& o, std::string_view name) {

@@ -60,6 +60,9 @@ class Options {
 /// --help and --help-all stop the parsing: only these flags are then set.
 Options parse_options(const VerbSpec& verb, const std::vector<std::string>& words);
 
+/// Takes the options of an INI text as those of a config file; `what` names it in errors.
+void take_ini(Options& o, const std::string& text, const std::string& what);
+
 /// --data must be given unless --synthetic, …: throws `--<name> is required`.
 void require_option(const Options& o, std::string_view name);
 

@@ -21,6 +21,7 @@ using Json = nlohmann::ordered_json;
 using Points = std::vector<std::pair<double, double>>;
 using Rows = std::vector<std::vector<std::string>>;
 constexpr int kFloatBits = 32, kReloadSeconds = 20;
+constexpr size_t kMostOutliers = 25;
 
 std::string read_text(const std::string& path) {
   std::ifstream in(path, std::ios::binary);
@@ -173,21 +174,68 @@ std::string training_charts(const Run& r) {
                             {{"speed", r.points("train", "img_per_s")}})});
 }
 
-/// Keys "<prefix><layer>" of the training events as a heat map.
-std::string by_layer(const Run& r, const std::string& prefix, const std::string& title) {
+/// Keys "<prefix><layer>" of the events of a split: the layers, the steps, and factor·value of each.
+struct LayerSeries {
   std::vector<std::string> layers;
   std::vector<double> steps;
-  const Json* newest = r.last("train");
-  if (!newest) return "";
-  for (const auto& [key, v] : newest->items())
-    if (key.starts_with(prefix)) layers.push_back(key.substr(prefix.size()));
-  std::vector<std::vector<double>> values(layers.size());
-  for (const Json& e : r.events) {
-    if (e.value("split", "") != "train") continue;
-    steps.push_back(value(e, "step"));
-    for (size_t i = 0; i < layers.size(); ++i) values[i].push_back(100 * value(e, prefix + layers[i]));
+  std::vector<std::vector<double>> values;
+
+  LayerSeries(const Run& r, const std::string& split, const std::string& prefix, double factor = 1) {
+    const Json* newest = r.last(split);
+    if (!newest) return;
+    for (const auto& [key, v] : newest->items())
+      if (key.starts_with(prefix)) layers.push_back(key.substr(prefix.size()));
+    values.resize(layers.size());
+    for (const Json& e : r.events) {
+      if (e.value("split", "") != split) continue;
+      steps.push_back(value(e, "step"));
+      for (size_t i = 0; i < layers.size(); ++i) values[i].push_back(factor * value(e, prefix + layers[i]));
+    }
   }
-  return svg::heat_map({title, "step"}, layers, steps, values);
+  std::string map(const std::string& title) const {
+    return svg::heat_map({title, "step"}, layers, steps, values);
+  }
+  /// Only layers that `keep` takes, each as |value / first value − 1| in percent.
+  template <class F>
+  LayerSeries moved(F keep) const {
+    LayerSeries m = *this;
+    m.layers.clear(), m.values.clear();
+    for (size_t i = 0; i < layers.size(); ++i) {
+      if (!keep(layers[i])) continue;
+      m.layers.push_back(layers[i]), m.values.push_back(values[i]);
+      for (double& v : m.values.back()) v = 100 * std::fabs(v / values[i][0] - 1);
+    }
+    return m;
+  }
+};
+
+/// How the scales move: the weights' that moved most as curves, all of them as maps.
+std::string scale_charts(const Run& r) {
+  const LayerSeries scales(r, "train", "scale/");
+  const LayerSeries watched(r, "train", "osc/share/");
+  if (scales.steps.size() < 2) return "";
+  const auto is_weight = [&](const std::string& layer) {
+    return std::find(watched.layers.begin(), watched.layers.end(), layer) != watched.layers.end();
+  };
+  const LayerSeries weights = scales.moved(is_weight),
+                    others = scales.moved([&](const std::string&layer) { return !is_weight(layer); });
+  std::vector<size_t> order(weights.layers.size());
+  for (size_t i = 0; i < order.size(); ++i) order[i] = i;
+  std::stable_sort(order.begin(), order.end(),
+                   [&](size_t a, size_t b) { return weights.values[a].back() > weights.values[b].back(); });
+  std::vector<svg::Series> most;
+  for (size_t i = 0; i < std::min<size_t>(order.size(), 3); ++i) {
+    most.push_back({weights.layers[order[i]], {}});
+    const auto at = std::find(scales.layers.begin(), scales.layers.end(), weights.layers[order[i]]);
+    const std::vector<double>& values = scales.values[size_t(at - scales.layers.begin())];
+    for (size_t k = 0; k < values.size(); ++k)
+      most.back().points.emplace_back(scales.steps[k], values[k] / values[0]);
+  }
+  return charts({svg::lines({"Scales", "step; the scales that moved most, over their first values"}, most),
+                 weights.map("Change of the weights' scales since the first line, %")}) +
+         (others.layers.empty() ? ""
+                                : "<details><summary>scales of the activations</summary>\n" +
+                                      others.map("Change of the activations' scales, %") + "</details>\n");
 }
 
 std::string weight_charts(const Run& r) {
@@ -204,15 +252,50 @@ std::string weight_charts(const Run& r) {
       add(e, "at the start");
       break;
     }
-  return charts({svg::lines({"Weights on the move, %", "step", true},
-                            {{"oscillating", r.points("train", "osc/share", 100)},
-                             {"new level in a step", r.points("train", "osc/flip_rate", 100)}}),
-                 svg::lines({"Where the weights are, %", "step", true},
-                            {{"outside the levels", r.points("weights", "clipped", 100), true},
-                             {"at level zero", r.points("weights", "dead_zone", 100), true}}),
-                 svg::histogram({"Weights by distance, %", "distance to the nearest threshold, in levels"}, 0,
-                                0.5, sets),
-                 by_layer(r, "osc/share/", "Oscillating share of each layer, %")});
+  return charts(
+      {svg::lines({"Weights on the move, %", "step", true},
+                  {{"oscillating", r.points("train", "osc/share", 100)},
+                   {"new level in a step", r.points("train", "osc/flip_rate", 100)}}),
+       svg::lines({"Where the weights are, %", "step", true},
+                  {{"outside the levels", r.points("weights", "clipped", 100), true},
+                   {"at level zero", r.points("weights", "dead_zone", 100), true}}),
+       svg::histogram({"Weights by distance, %", "distance to the nearest threshold, in levels"}, 0, 0.5,
+                      sets),
+       LayerSeries(r, "train", "osc/share/", 100).map("Oscillating share of each layer, %"),
+       LayerSeries(r, "weights", "clipped/", 100).map("Share of each layer outside its levels, %"),
+       LayerSeries(r, "weights", "outlier/").map("Largest weight of each layer, in standard deviations")});
+}
+
+/// Result of `lowbit sensitivity`, if the run has one.
+std::string sensitivity_section(const std::string& folder) {
+  const Json j = Json::parse(read_text(folder + "/sensitivity.json"), nullptr, false);
+  if (!j.is_object() || !j.contains("rows")) return "";
+  const bool spare = j.value("mode", "") == "spare";
+  Rows rows = {
+      {spare ? "not quantized" : "quantized", "top-1 %", spare ? "points won" : "points lost", "loss"}};
+  std::vector<std::pair<std::string, double>> top1;
+  const auto take = [&](const Json& row, bool with_effect) {
+    const std::string group = row.value("group", "");
+    rows.push_back({group, shown(value(row, "top1"), "%.2f"),
+                    with_effect ? shown(value(row, "effect"), "%.2f") : "",
+                    shown(value(row, "loss"), "%.3f")});
+    top1.emplace_back(group, value(row, "top1"));
+  };
+  for (const char* key : {"none", "all"})
+    if (j.contains(key)) take(j[key], false);
+  for (const Json& row : j["rows"]) take(row, true);
+  std::vector<std::pair<std::string, double>> reach;
+  for (const Json& p : j.value("spreads", Json::array()))
+    reach.emplace_back(p.value("slot", ""), value(p, "reach"));
+  std::stable_sort(reach.begin(), reach.end(),
+                   [](const auto& a, const auto& b) { return a.second > b.second; });
+  reach.resize(std::min<size_t>(reach.size(), kMostOutliers));
+  return charts({svg::bars({spare ? "Top-1 with one part not quantized, %"
+                                  : "Top-1 with only one part quantized, %",
+                            ""},
+                           top1),
+                 svg::bars({"Largest outliers: |x| over the standard deviation", ""}, reach)}) +
+         "<details><summary>table</summary>\n" + table(rows, "numbers") + "</details>\n";
 }
 
 std::string bit_map_section(const Run& r) {
@@ -332,9 +415,10 @@ void write_report(const std::string& folder, bool running) {
   std::string subtitle = r.manifest.is_object() ? r.manifest.value("model", "") : "";
   if (running) subtitle += str_cat(subtitle.empty() ? "" : "; ", "running, ", iso_time(unix_time()));
   const std::string body = result_tiles(r) + section("Training", training_charts(r)) +
-                           section("Weights", weight_charts(r)) + section("Warnings", warnings_section(r)) +
-                           section("Bit map", bit_map_section(r)) + section("Epochs", epochs_section(r)) +
-                           section("Settings", settings_section(r));
+                           section("Weights", weight_charts(r)) + section("Scales", scale_charts(r)) +
+                           section("Sensitivity", sensitivity_section(folder)) +
+                           section("Warnings", warnings_section(r)) + section("Bit map", bit_map_section(r)) +
+                           section("Epochs", epochs_section(r)) + section("Settings", settings_section(r));
   write_file_atomic(folder + "/report.html", page(r.name, subtitle, body, running));
 }
 

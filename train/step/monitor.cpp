@@ -154,6 +154,7 @@ void Monitor::placements(int64_t step, int64_t epoch, RunLog& run_log) {
     clipped.emplace_back(p.name, p.clipped);
     metrics.emplace_back("clipped/" + p.name, p.clipped);
     metrics.emplace_back("dead_zone/" + p.name, p.dead_zone);
+    metrics.emplace_back("outlier/" + p.name, p.outlier);
     run_log.histogram("threshold_distance/" + p.name, step, d);
   }
   if (weights == 0) return;

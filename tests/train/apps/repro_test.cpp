@@ -1,0 +1,95 @@
+// Recipes and sensitivity as users start them.
+
+#include <gtest/gtest.h>
+
+#include <filesystem>
+#include <nlohmann/json.hpp>
+
+#include "tests/train/apps/process.h"
+
+namespace lowbit::test {
+namespace {
+
+namespace fs = std::filesystem;
+
+/// A 24-bit BMP of 8 × 8 pixels of one colour.
+void write_image(const std::string& path, unsigned char shade) {
+  std::string b(54 + 8 * 8 * 3, char(shade));
+  const auto u32 = [&](size_t at, uint32_t v) {
+    for (int i = 0; i < 4; ++i) b[at + size_t(i)] = char(v >> (8 * i));
+  };
+  b.replace(0, 54, std::string(54, '\0'));
+  b[0] = 'B', b[1] = 'M';
+  u32(2, uint32_t(b.size())), u32(10, 54), u32(14, 40), u32(18, 8), u32(22, 8), u32(34, 8 * 8 * 3);
+  b[26] = 1, b[28] = 24;
+  fs::create_directories(fs::path(path).parent_path());
+  write_file(path, b);
+}
+
+TEST(Repro, ListsAndRefuses) {
+  const Outcome list = lowbit_run({"repro", "--list"});
+  EXPECT_EQ(list.code, 0);
+  EXPECT_NE(list.out.find("ofq-swin-t-w2a2-cga"), std::string::npos);
+  EXPECT_NE(list.out.find("78.52"), std::string::npos);
+  EXPECT_EQ(lowbit_run({"repro"}).code, 2);
+  EXPECT_NE(lowbit_run({"repro", "nothing"}).complaint().find("--list"), std::string::npos);
+  EXPECT_NE(lowbit_run({"repro", "ofq-deit-t-w2a2", "--data", "x"}).complaint().find("b40b3cf7.pth"),
+            std::string::npos);
+  EXPECT_NE(lowbit_run({"repro", "vvtq-deit-t-w2a2", "--data", "x"}).complaint().find("needs --soft-labels"),
+            std::string::npos);
+}
+
+/// The whole chain of a recipe at its real size: a float start, OFQ with its teacher, annealing.
+TEST(ReproSlow, SmokeOfAChainOfRecipes) {
+  TempDir dir;
+  for (const char* split : {"train", "val"})
+    for (int c = 0; c < 2; ++c)
+      for (int i = 0; i < 4; ++i)
+        write_image((dir / "data/") + split + "/class" + std::to_string(c) + "/" + std::to_string(i) + ".bmp",
+                    (unsigned char)(40 * i + 90 * c));
+  const Outcome r = lowbit_run(
+      {"repro", "ofq-deit-t-w2a2-cga", "--smoke", "--data", dir / "data", "--output", dir / "runs"});
+  EXPECT_EQ(r.code, 0) << r.err;
+  EXPECT_NE(r.out.find("ofq-deit-t-w2a2-cga: ran 2 steps; published 64.33, no verdict"), std::string::npos)
+      << r.out;
+  for (const char* run : {"ofq-deit-t-w2a2", "ofq-deit-t-w2a2-cga"})
+    EXPECT_TRUE(fs::exists((dir / "runs/") + run + "/last.safetensors")) << run;
+  const auto args = nlohmann::json::parse(read_file(dir / "runs/ofq-deit-t-w2a2-cga/args.json"))["options"];
+  EXPECT_EQ(args["weights"]["value"], dir / "runs/ofq-deit-t-w2a2/last.safetensors");
+  EXPECT_EQ(args["cga-range"]["value"], "0.005");
+  EXPECT_EQ(args["batch-size"]["value"], "2");
+}
+
+TEST(Sensitivity, RanksThePartsOfAModel) {
+  TempDir dir;
+  const Words model = tiny_model() + tiny_data(24, 16);
+  ASSERT_EQ(lowbit_run(Words{"train", "--output", dir / "runs", "--run", "r", "--epochs", "1"} + model +
+                       four_bits())
+                .code,
+            0);
+  const std::string weights = dir / "runs/r/last.safetensors";
+  const Words data = {"--synthetic", "--limit-val", "16", "--weights", weights, "--threads", "1"};
+  for (const Words& mode : {Words{"--spare"}, Words{}}) {
+    const Outcome r = lowbit_run(Words{"sensitivity", "--json"} + data + mode);
+    ASSERT_EQ(r.code, 0) << r.err;
+    const auto j = nlohmann::json::parse(r.out);
+    ASSERT_EQ(j["rows"].size(), 4u);  // patch_embed, blocks.0.attn, blocks.0.mlp, head
+    const double before = j["rows"][0]["effect"], after = j["rows"][3]["effect"];
+    EXPECT_GE(before, after);
+    for (const auto& row : j["rows"])
+      EXPECT_NE(row["loss"], mode.empty() ? j["none"]["loss"] : j["all"]["loss"]);
+    EXPECT_GT(j["spreads"].size(), 8u);
+    for (const auto& s : j["spreads"]) EXPECT_GE(s["reach"], 1.0) << s;
+  }
+  EXPECT_NE(read_file(dir / "runs/r/report.html").find("Sensitivity"), std::string::npos);
+  // Everything quantized is what eval measures.
+  const auto eval = nlohmann::json::parse(lowbit_run(Words{"eval", "--json"} + data).out);
+  const auto saved = nlohmann::json::parse(read_file(dir / "runs/r/sensitivity.json"));
+  EXPECT_NEAR(eval["loss"], double(saved["all"]["loss"]), 1e-6);
+  EXPECT_NE(
+      lowbit_run(Words{"sensitivity", "--synthetic"} + tiny_model()).complaint().find("nothing is quantized"),
+      std::string::npos);
+}
+
+}  // namespace
+}  // namespace lowbit::test
