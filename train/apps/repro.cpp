@@ -30,6 +30,8 @@ class Reproduction {
     o.set("run", r.name, is_start ? OptionOrigin::command_line : OptionOrigin::set);
     const std::string needed = r.fact("needs");
     LOWBIT_CHECK(needed.empty() || o.given(needed), usage, "repro", r.name, " needs --", needed);
+    // A float start learns the images' own labels.
+    if (is_start && needed.empty()) o.set("soft-labels", "", OptionOrigin::command_line);
     if (given_.flag("dry-run")) {
       o.set("teacher", "", OptionOrigin::command_line);
     } else if (const int code = find_weights(r, o); code != kExitSuccess) {
@@ -72,7 +74,9 @@ class Reproduction {
     file = last_weights(run);
     if (std::filesystem::exists(file)) return kExitSuccess;
     Options o = given_;
-    o.set("model", recipe.text("model"), OptionOrigin::command_line);
+    const char* layout = recipe.text("teacher").empty() ? "model" : "teacher";
+    o.set("model", recipe.text(layout), OptionOrigin::command_line);
+    o.set("soft-labels", "", OptionOrigin::command_line);
     o.set("epochs", "0", OptionOrigin::command_line), o.set("run", run, OptionOrigin::command_line);
     o.set("batch-size", "2", OptionOrigin::command_line);
     TrainOutcome nothing;

@@ -91,10 +91,12 @@ TEST_F(ReportTest, SaysWhatTheRunDid) {
   expect_well_formed(page), expect_self_contained(page);
   for (const char* part :
        {"Training", "Loss", "Accuracy", "Learning rate", "Oscillating share of each layer",
-        "distance to the nearest threshold", "blocks.0.attn.qkv", "Bit map", "weights 4 bit", "weights 8 bit",
+        "distance to the nearest threshold", "Share of each layer outside its levels",
+        "Largest weight of each layer", "Scales", "Change of the weights' scales",
+        "Change of the activations' scales", "blocks.0.attn.qkv", "Bit map", "weights 4 bit", "weights 8 bit",
         "Epochs", "--wbits", "command line", "best top-1"})
     EXPECT_NE(page.find(part), std::string::npos) << part;
-  EXPECT_EQ(count(page, "<svg"), 8);
+  EXPECT_EQ(count(page, "<svg"), 13);
   EXPECT_EQ(page.find("http-equiv"), std::string::npos) << "it is over: nothing to reload";
   const std::string plain = read_file(*dir / "float/report.html");
   expect_well_formed(plain);
