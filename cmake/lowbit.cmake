@@ -56,7 +56,24 @@ target_link_libraries(lowbit_flags INTERFACE Threads::Threads ${CMAKE_DL_LIBS})
 # CUDA is optional; cmake/cuda.cmake describes how the .cu files are compiled.
 include(cmake/cuda.cmake)
 
+# MPI is optional: ranks on the CPU. Nothing but liblowbit_mpi.so is linked with it (lowbit_program below).
+set(LOWBIT_HAVE_MPI OFF)
+if(NOT WITH_MPI STREQUAL "OFF")
+  set(MPI_CXX_SKIP_MPICXX ON)
+  find_package(MPI QUIET COMPONENTS CXX)
+  if(MPI_CXX_FOUND)
+    set(LOWBIT_HAVE_MPI ON)
+  elseif(WITH_MPI STREQUAL "ON")
+    message(FATAL_ERROR "WITH_MPI=ON but MPI was not found (apt install libopenmpi-dev openmpi-bin)")
+  else()
+    message(STATUS "MPI not found: training on the CPU uses one process (apt install libopenmpi-dev openmpi-bin)")
+  endif()
+endif()
+
 set(_features)
+if(LOWBIT_HAVE_MPI)
+  list(APPEND _features "MPI ${MPI_CXX_VERSION}")
+endif()
 if(LOWBIT_HAVE_TURBOJPEG)
   list(APPEND _features turbojpeg)
 endif()
@@ -88,7 +105,7 @@ add_custom_target(lowbit_recipes_header COMMAND ${_write_recipes} VERBATIM
 # A file name that ends in _avx512.cpp or _avx2.cpp is compiled for that instruction set and chosen at run time.
 function(lowbit_library folder)
   file(GLOB_RECURSE sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/${folder}/*.cpp)
-  list(FILTER sources EXCLUDE REGEX "train/apps/main\\.cpp$|_cuda\\.cpp$")
+  list(FILTER sources EXCLUDE REGEX "train/apps/main\\.cpp$|_(cuda|mpi)\\.cpp$")
   if(NOT sources)
     file(WRITE ${CMAKE_BINARY_DIR}/empty_${folder}.cpp "")
     set(sources ${CMAKE_BINARY_DIR}/empty_${folder}.cpp)
@@ -138,6 +155,16 @@ endfunction()
 
 set(LOWBIT_FOLDERS tensor autograd nn quant data train)
 
+# lowbit_plugin(program name source-or-object...): lib<name>.so beside the program, which opens it when it is needed and
+# whose symbols are the library's undefined ones. So one program serves machines with and without what the library needs.
+function(lowbit_plugin program name)
+  add_library(${name} MODULE ${ARGN})
+  set_target_properties(${name} PROPERTIES LINKER_LANGUAGE CXX LIBRARY_OUTPUT_DIRECTORY $<TARGET_FILE_DIR:${program}>)
+  set_target_properties(${program} PROPERTIES ENABLE_EXPORTS ON)
+  add_dependencies(${program} ${name})
+  install(TARGETS ${name} LIBRARY DESTINATION ${CMAKE_INSTALL_BINDIR})
+endfunction()
+
 function(lowbit_program)
   if(EXISTS ${PROJECT_SOURCE_DIR}/train/apps/main.cpp)
     add_executable(lowbit ${PROJECT_SOURCE_DIR}/train/apps/main.cpp)
@@ -146,6 +173,10 @@ function(lowbit_program)
       lowbit_cuda_plugin(lowbit ${LOWBIT_FOLDERS})
     endif()
     install(DIRECTORY ${PROJECT_SOURCE_DIR}/recipes DESTINATION ${CMAKE_INSTALL_DATADIR}/lowbit)
+    if(LOWBIT_HAVE_MPI)
+      lowbit_plugin(lowbit lowbit_mpi ${PROJECT_SOURCE_DIR}/train/dist/communicator_mpi.cpp)
+      target_link_libraries(lowbit_mpi PRIVATE lowbit_flags MPI::MPI_CXX)
+    endif()
     # A folder that can be copied: the libraries beside the program come from it, the C library from the machine.
     set_target_properties(lowbit PROPERTIES INSTALL_RPATH "$ORIGIN")
     install(TARGETS lowbit RUNTIME_DEPENDENCY_SET lowbit_needs RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})

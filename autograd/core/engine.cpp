@@ -4,6 +4,7 @@
 #include <queue>
 #include <set>
 
+#include "autograd/core/grad_hook.h"
 #include "autograd/core/node.h"
 #include "tensor/core/context.h"
 #include "tensor/engine/accumulate.h"
@@ -12,6 +13,7 @@ namespace lowbit {
 namespace {
 
 std::atomic<uint64_t> next_seq{1};
+std::function<void(const GradMeta&)> gradient_hook;
 
 /// a += b of equal shape.
 void add_into(Tensor& a, const Tensor& b) { accumulate({a.mutable_view(), b.view()}, a.device()); }
@@ -150,7 +152,10 @@ void GradSink::add(int input, Tensor g) {
     m.grad = g.packed();
     m.has_grad = true;
   }
+  if (m.fixed_buffer && gradient_hook) gradient_hook(m);
 }
+
+void set_gradient_hook(std::function<void(const GradMeta&)> hook) { gradient_hook = std::move(hook); }
 
 bool needs_grad(std::span<const Variable> inputs) {
   return grad_enabled() &&

@@ -43,8 +43,9 @@ struct Slot {
 
 }  // namespace
 
-// Tasks are samples, numbered by their position in the epoch and handed out in order; task t belongs to batch
-// t / batch, which lives in slot (t / batch) mod slots. `mutex` guards everything below it but the pixels.
+// `mine` lists the batches of this share that the epoch still has, and they are counted by their place in the
+// list. Tasks are samples, handed out in order: task t is sample t mod batch of batch t / batch, which lives
+// in slot (t / batch) mod slots. `mutex` guards everything below it but the pixels.
 struct Loader::Impl {
   std::shared_ptr<const Dataset> dataset;
   std::shared_ptr<const Sampler> sampler;
@@ -57,12 +58,14 @@ struct Loader::Impl {
   std::condition_variable may_read, progress;
   bool stop = false;
   std::vector<int64_t> order;
-  std::vector<int32_t> visit;  ///< how often the sample of a task came before in this epoch
+  std::vector<int32_t> visit;  ///< how often the sample at a place of the order came before in this epoch
+  std::vector<int64_t> mine;   ///< numbers in the epoch
   int64_t epoch = 0, next_task = 0, end_task = 0;
   int64_t next_batch = 0;  ///< that next() will return; the one before it is in the consumer's hands
   int64_t in_flight = 0;
 
   int64_t batch_size(int64_t b) const { return std::min(o.batch, end_task - b * o.batch); }
+  void choose(int64_t first_batch, int64_t count);
   Slot& slot(int64_t b) { return slots[size_t(b % o.slots)]; }
   /// The slot of the batch in the consumer's hands must not be written.
   bool task_ready() const { return next_task < end_task && next_task / o.batch < next_batch - 1 + o.slots; }
@@ -72,6 +75,18 @@ struct Loader::Impl {
   void work();
   void abandon(std::unique_lock<std::mutex>& lock);
 };
+
+/// Fills `mine` from the batches first_batch … count − 1 of the epoch. Only its very last can be short.
+void Loader::Impl::choose(int64_t first_batch, int64_t count) {
+  mine.clear();
+  for (int64_t b = first_batch; b < count; ++b) {
+    const int64_t place = b % o.share.group - o.share.first;
+    if (place >= 0 && place < o.share.count) mine.push_back(b);
+  }
+  next_task = next_batch = 0;
+  end_task = int64_t(mine.size()) * o.batch;
+  if (!mine.empty()) end_task -= std::max<int64_t>(0, (mine.back() + 1) * o.batch - int64_t(order.size()));
+}
 
 void Loader::Impl::allocate() {
   slots.resize(size_t(o.slots));
@@ -97,9 +112,10 @@ void Loader::Impl::recycle(int64_t b) {
 /// Takes the next task and carries it out; the lock is released meanwhile.
 void Loader::Impl::run_task(std::unique_lock<std::mutex>& lock) {
   const int64_t task = next_task++, batch = task / o.batch, position = task % o.batch;
-  const int64_t index = order[size_t(task)];
+  const size_t place = size_t(mine[size_t(batch)] * o.batch + position);
+  const int64_t index = order[place];
   RngKey key = sample_key(o.seed, epoch, index);
-  key.offset = uint64_t(visit[size_t(task)]) << 32;  // a repeated sample draws anew
+  key.offset = uint64_t(visit[place]) << 32;  // a repeated sample draws anew
   Slot& s = slot(batch);
   ++in_flight;
   lock.unlock();
@@ -149,6 +165,10 @@ Loader::Loader(std::shared_ptr<const Dataset> dataset, std::shared_ptr<const Sam
   LOWBIT_CHECK(options.batch > 0 && options.workers >= 0 && options.slots >= 2, value, "loader",
                "batch must be positive, workers not negative, slots at least 2 (got ", options.batch, ", ",
                options.workers, ", ", options.slots, ")");
+  const LoaderOptions::Share& share = options.share;
+  LOWBIT_CHECK(share.first >= 0 && share.count > 0 && share.first + share.count <= share.group, value,
+               "loader", "a share must lie inside its group (got ", share.count, " from ", share.first,
+               " of ", share.group, ")");
   Impl& m = *impl_;
   m.dataset = std::move(dataset);
   m.sampler = std::move(sampler);
@@ -195,10 +215,8 @@ void Loader::start(int64_t epoch, int64_t first_batch) {
   m.order = std::move(order);
   m.visit = std::move(visit);
   m.epoch = epoch;
-  m.end_task = std::min(int64_t(m.order.size()), count * m.o.batch);
-  m.next_task = std::min(first_batch * m.o.batch, m.end_task);
-  m.next_batch = first_batch;
-  for (int64_t b = first_batch; b < first_batch + m.o.slots; ++b) m.recycle(b);
+  m.choose(first_batch, count);
+  for (int64_t b = 0; b < m.o.slots; ++b) m.recycle(b);
   m.may_read.notify_all();
 }
 
@@ -223,7 +241,7 @@ std::optional<Loader::Batch> Loader::next() {
     m.abandon(lock);
     std::rethrow_exception(s.error);
   }
-  Batch batch{{}, b, m.batch_size(b)};
+  Batch batch{{}, m.mine[size_t(b)], m.batch_size(b)};
   for (const Tensor& t : s.fields) batch.fields.push_back(t.slice(0, 0, batch.size).to(m.o.device));
   m.stats.wait_seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   ++m.stats.batches;

@@ -16,6 +16,11 @@ struct LoaderOptions {
   uint64_t seed = 0;
   bool drop_last = true;  ///< false: the last batch of an epoch may be short
   Device device = {};     ///< where next() leaves the batch
+  /// Of every `group` consecutive batches this loader hands out `count`, from number `first` on: what one of
+  /// several processes reads.
+  struct Share {
+    int64_t group = 1, first = 0, count = 1;
+  } share = {};
 };
 
 /// Batches of a data set in the order of a sampler, read ahead by worker threads into a ring of preallocated
@@ -29,13 +34,13 @@ class Loader {
   Loader(const Loader&) = delete;
   Loader& operator=(const Loader&) = delete;
 
-  int64_t batches() const;  ///< of an epoch
+  int64_t batches() const;  ///< of an epoch, of all shares together
   const Dataset& dataset() const;
   const LoaderOptions& options() const;
 
-  /// Begins an epoch at one of its batches; whatever was under way is abandoned. Batches handed out before
-  /// become invalid. Errors  value: first_batch beyond the end; a sampler that names a sample that does not
-  /// exist
+  /// Begins an epoch at one of its batches, or the first after it in the share; whatever was under way is
+  /// abandoned. Batches handed out before become invalid. Errors  value: first_batch beyond the end; a
+  /// sampler that names a sample that does not exist
   void start(int64_t epoch, int64_t first_batch = 0);
 
   struct Batch {

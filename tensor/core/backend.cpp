@@ -1,11 +1,8 @@
 #include "tensor/core/backend.h"
 
-#include <dlfcn.h>
-
-#include <filesystem>
-
 #include "tensor/core/error.h"
 #include "tensor/core/kernel_slot.h"
+#include "tensor/core/plugin.h"
 
 namespace lowbit {
 namespace {
@@ -13,15 +10,14 @@ namespace {
 constinit const CudaBackend* registered = nullptr;
 constexpr const char* kLibrary = "liblowbit_cuda.so";
 
-/// Opens the library beside the program, which registers the backend and its kernels; why not, or nothing.
+/// Opens the library, which registers the backend and its kernels; why not, or nothing.
 std::string open_library() {
   if (registered) return {};
-  std::error_code none;
-  const auto file = std::filesystem::read_symlink("/proc/self/exe", none).replace_filename(kLibrary);
-  if (!std::filesystem::exists(file, none))
-    return str_cat("no cuda backend: no ", kLibrary, " beside the program; configure with -DENABLE_CUDA=ON");
-  if (!dlopen(file.c_str(), RTLD_NOW | RTLD_LOCAL)) return str_cat("no cuda backend: ", dlerror());
-  return registered ? "" : str_cat("no cuda backend: ", file.string(), " registers none");
+  std::string why;
+  if (!open_plugin(kLibrary, why))
+    return str_cat("no cuda backend: ", why,
+                   why.starts_with("no ") ? "; configure with -DENABLE_CUDA=ON" : "");
+  return registered ? "" : str_cat("no cuda backend: ", kLibrary, " registers none");
 }
 
 /// The first call opens the library; the answer stays.

@@ -108,6 +108,34 @@ TEST(Loader, ResumesInTheMiddleOfAnEpoch) {
   }
 }
 
+TEST(Loader, SharesTogetherAreTheEpoch) {
+  const auto whole = make_loader(100, 2);
+  for (const auto& [group, count] :
+       std::vector<std::pair<int64_t, int64_t>>{{2, 1}, {4, 2}, {3, 1}, {16, 4}}) {
+    for (const int64_t first_batch : {0, 1, 7}) {
+      SCOPED_TRACE(str_cat("group ", group, " count ", count, " from ", first_batch));
+      whole->start(4, first_batch);
+      std::vector<Copy> expected = rest(*whole), got;
+      for (int64_t first = 0; first < group; first += count) {
+        LoaderOptions o;
+        o.batch = 7, o.workers = int(first % 3), o.slots = 3, o.seed = 5, o.drop_last = false;
+        o.share = {group, first, count};
+        Loader part(std::make_shared<ProbeDataset>(100), std::make_shared<ShuffleSampler>(100, 5), o);
+        EXPECT_EQ(part.batches(), 15);
+        part.start(4, first_batch);
+        for (Copy& c : rest(part)) {
+          EXPECT_GE(c.index % group, first);
+          EXPECT_LT(c.index % group, first + count);
+          got.push_back(std::move(c));
+        }
+      }
+      std::sort(got.begin(), got.end(), [](const Copy& a, const Copy& b) { return a.index < b.index; });
+      ASSERT_EQ(got.size(), expected.size());
+      expect_equal(expected, got);
+    }
+  }
+}
+
 TEST(Loader, StartAbandonsWhatIsUnderWay) {
   const auto loader = make_loader(100, 3);
   loader->start(1);

@@ -20,8 +20,10 @@ int64_t class_count(const Options& o, const DataSets& data, bool training, bool 
 
 }  // namespace
 
-LogOptions log_options(const Options& o) {
+LogOptions log_options(const Options& o, const Communicator& ranks) {
   LogOptions l;
+  l.rank = ranks.rank();
+  l.keep = ranks.lead() || (find_option("log-ranks", o.verb().mask) && o.text("log-ranks") == "all");
   l.threshold = o.flag("quiet") ? LogLevel::warning : o.flag("verbose") ? LogLevel::debug : LogLevel::info;
   return l;
 }

@@ -3,6 +3,7 @@
 
 #include <memory>
 
+#include "train/dist/communicator.h"
 #include "train/metrics/log.h"
 #include "train/step/build.h"
 
@@ -20,6 +21,7 @@ struct Experiment {
 /// size is replaced; otherwise it follows the weights.
 Experiment open_experiment(const Options& o, bool training, Log& log);
 
-LogOptions log_options(const Options& o);
+/// Of ranks other than 0 only errors are seen, as that of the program.
+LogOptions log_options(const Options& o, const Communicator& ranks = Communicator());
 
 }  // namespace lowbit

@@ -10,6 +10,7 @@
 #include "train/config/build_info.h"
 #include "train/config/device.h"
 #include "train/config/help.h"
+#include "train/dist/communicator.h"
 
 namespace lowbit {
 namespace {
@@ -97,6 +98,13 @@ int run_words(const std::vector<std::string>& command_line, std::span<const Verb
 
 }  // namespace
 
+int exit_code(ErrorKind kind) {
+  return kind == ErrorKind::usage     ? kExitUsage
+         : kind == ErrorKind::io      ? kExitInput
+         : kind == ErrorKind::numeric ? kExitNumeric
+                                      : kExitFailure;
+}
+
 int exit_code_of(const std::function<int()>& f) {
   std::string text;
   int code = kExitFailure;
@@ -108,10 +116,9 @@ int exit_code_of(const std::function<int()>& f) {
     code = kExitFailure;
   } catch (const Error& e) {
     text = e.what();
-    code = e.kind() == ErrorKind::usage     ? kExitUsage
-           : e.kind() == ErrorKind::io      ? kExitInput
-           : e.kind() == ErrorKind::numeric ? kExitNumeric
-                                            : kExitFailure;
+    code = exit_code(e.kind());
+  } catch (const RankFailure& e) {
+    text = e.what(), code = e.code();
   } catch (const std::bad_alloc&) {
     text = "out of memory";
   } catch (const std::exception& e) {

@@ -5,6 +5,7 @@
 #include <span>
 #include <string>
 
+#include "tensor/core/error.h"
 #include "train/config/options.h"
 
 namespace lowbit {
@@ -15,6 +16,7 @@ enum ExitCode : int {
   kExitUsage = 2,
   kExitInput = 3,
   kExitNumeric = 4,
+  // 6, kExitRankLost (train/dist/communicator.h): another rank died or hangs
   kExitStopped = 75  ///< stopped by a signal or a time limit after a clean checkpoint
 };
 
@@ -28,8 +30,10 @@ struct VerbMain {
 int run_main(int argc, char** argv, std::span<const VerbMain> verbs,
              const std::function<std::string()>& models);
 
+int exit_code(ErrorKind kind);
+
 /// Runs f; an exception becomes "lowbit: <text>" on stderr and its exit code: usage 2, io 3, numeric 4,
-/// everything else 1.
+/// RankFailure's own, everything else 1.
 int exit_code_of(const std::function<int()>& f);
 
 }  // namespace lowbit

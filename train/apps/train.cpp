@@ -6,6 +6,7 @@
 #include "data/image/decode.h"
 #include "tensor/io/atomic_file.h"
 #include "train/apps/experiment.h"
+#include "train/apps/ranks.h"
 #include "train/apps/run_main.h"
 #include "train/apps/verbs.h"
 #include "train/config/device.h"
@@ -65,8 +66,7 @@ void print_plan(const Options& o, ImageModel& model, const Trainer& trainer, con
   std::printf("data         %s; decoder %s\n", data.description.c_str(), decoder_name());
   std::printf("run          %lld epochs, %lld steps of %lld images, seed %lld\n",
               static_cast<long long>(epochs), static_cast<long long>(steps),
-              static_cast<long long>(batch * o.integer("accumulate")),
-              static_cast<long long>(o.integer("seed")));
+              static_cast<long long>(trainer.images_per_step()), static_cast<long long>(o.integer("seed")));
   std::printf("memory       parameters, gradients and moments %s, kept for backward %s\n",
               bytes_text(4 * parameters).c_str(), bytes_text(double(e.saved_bytes)).c_str());
   if (o.flag("report-memory")) std::printf("%s", e.per_op.c_str());
@@ -76,7 +76,7 @@ void print_plan(const Options& o, ImageModel& model, const Trainer& trainer, con
 }
 
 void write_identity(const Options& o, const std::vector<std::string>& command_line, const std::string& folder,
-                    const DataSets& data, ImageModel& model) {
+                    const DataSets& data, ImageModel& model, int processes) {
   Manifest m;
   m.command_line = command_line;
   m.start_time = unix_time();
@@ -87,7 +87,8 @@ void write_identity(const Options& o, const std::vector<std::string>& command_li
   m.extra = {{"model", model_line(model)},
              {"data", data.description},
              {"seed", o.raw("seed")},
-             {"device", o.text("device")}};
+             {"device", o.text("device")},
+             {"processes", std::to_string(processes)}};
   write_file_atomic(folder + "/manifest.json", manifest_json(m));
   write_file_atomic(folder + "/args.json", o.args_json());
 }
@@ -115,7 +116,8 @@ void warn_of_changes(const Options& now, const std::string& folder, Log& log) {
   for (const OptionSpec& s : option_table()) {
     const std::string_view name = s.name;
     if (!(s.verbs & now.verb().mask) || s.transient || s.group >= OptionGroup::distributed ||
-        name == "workers" || name == "max-steps" || before.raw(name) == now.raw(name))
+        name == "workers" || name == "max-steps" ||
+        (name == "accumulate" && now.integer("global-batch") > 0) || before.raw(name) == now.raw(name))
       continue;
     changes += str_cat(changes.empty() ? "" : ", ", "--", name, " ", before.raw(name), " -> ", now.raw(name));
   }
@@ -131,7 +133,8 @@ void print_result(const std::string& folder, const TrainOutcome& r) {
 }
 
 /// Trains in `folder`; an exit code.
-int train_in(const std::string& folder, const Options& o, Trainer& trainer, Log& log, TrainOutcome& r) {
+int train_in(const std::string& folder, const Options& o, Trainer& trainer, Log& log, bool lead,
+             TrainOutcome& r) {
   const std::string run = std::filesystem::path(folder).filename().string();
   log.info("run folder: " + folder + "; to resume: the same command with --run " + run);
   StopControl control(o.seconds("time-limit"));
@@ -144,29 +147,38 @@ int train_in(const std::string& folder, const Options& o, Trainer& trainer, Log&
     return control.should_stop(step_seconds);
   });
   if (r.stopped) {
-    log.warning(str_cat("stopped by ", control.reason(), " after step ", r.steps,
-                        "; to continue: the same command",
+    log.warning(str_cat("stopped by ", control.reason().empty() ? "another rank" : control.reason(),
+                        " after step ", r.steps, "; to continue: the same command",
                         o.text("run").empty() ? " with --run " + run : ""));
     return kExitStopped;
   }
-  print_result(folder, r);
+  if (lead) print_result(folder, r);
   return kExitSuccess;
 }
 
-}  // namespace
+/// Different weights or images on the nodes would go unnoticed for a long time.
+void check_ranks_agree(Communicator& ranks, const Trainer& trainer, const DataSets& data, ImageModel& model,
+                       Log& log) {
+  if (ranks.size() == 1) return;
+  require_equal(ranks,
+                str_cat("weights ", checksum(model.state()), ", ", data.train->size(), " images, ",
+                        trainer.images_per_step(), " in an update"),
+                "weights, data and batches");
+  log.info(str_cat(ranks.size(), " processes, an update has ", trainer.images_per_step(), " images"));
+}
 
-int train_model(const Options& given, const std::vector<std::string>& command_line, TrainOutcome& outcome) {
-  if (given.flag("eval-only")) return run_eval(given, command_line);
+int train_as(const Options& given, const std::vector<std::string>& command_line, Communicator& ranks,
+             TrainOutcome& outcome) {
   check_training_options(given);
   install_stop_signals();
-  Log log(log_options(given));
+  Log log(log_options(given, ranks));
   Experiment e = open_experiment(given, true, log);
   const Options& o = e.options;
   ImageModel& model = *e.model;
   const auto teacher = open_teacher(o, model.config(), e.data, log);
-  Trainer trainer(o, model, teacher.get(), e.data, log);
+  Trainer trainer(o, model, teacher.get(), e.data, log, ranks);
   if (o.flag("dry-run")) {
-    print_plan(o, model, trainer, e.data);
+    if (ranks.lead()) print_plan(o, model, trainer, e.data);
     return kExitSuccess;
   }
   std::string from;
@@ -176,16 +188,31 @@ int train_model(const Options& given, const std::vector<std::string>& command_li
     if (trainer.finished()) {
       log.info(str_cat("the run in ", from, " is finished (", trainer.outcome().steps,
                        " steps): nothing to do; raise --epochs or --max-steps, or choose another --run"));
-      print_result(from, outcome = trainer.outcome());
+      outcome = trainer.outcome();
+      if (ranks.lead()) print_result(from, outcome);
       return kExitSuccess;
     }
     log.info(str_cat("resumed after step ", trainer.outcome().steps));
     warn_of_changes(o, from, log);
   }
-  const std::string folder = make_run_folder(o.text("output"), o.text("run"), model.config().name);
-  log.open_file(folder + "/log.txt");
-  write_identity(o, command_line, folder, e.data, model);
-  return train_in(folder, o, trainer, log, outcome);
+  check_ranks_agree(ranks, trainer, e.data, model, log);
+  const auto make = [&] { return make_run_folder(o.text("output"), o.text("run"), model.config().name); };
+  const std::string folder = lead_text(ranks, ranks.lead() ? make() : "");
+  if (ranks.lead())
+    log.open_file(folder + "/log.txt");
+  else if (o.text("log-ranks") == "all")
+    log.open_file(str_cat(folder, "/log.rank", ranks.rank(), ".txt"));
+  if (ranks.lead()) write_identity(o, command_line, folder, e.data, model, ranks.size());
+  return train_in(folder, o, trainer, log, ranks.lead(), outcome);
+}
+
+}  // namespace
+
+int train_model(const Options& given, const std::vector<std::string>& command_line, TrainOutcome& outcome) {
+  if (given.flag("eval-only")) return run_eval(given, command_line);
+  return run_as_rank(given, [&](const Options& o, Communicator& ranks) {
+    return train_as(o, command_line, ranks, outcome);
+  });
 }
 
 int run_train(const Options& o, const std::vector<std::string>& command_line) {

@@ -20,20 +20,6 @@ constexpr const char* kOp = "checkpoint";
 constexpr const char* kChecksum = "crc32";
 constexpr const char* kWeightsChecksum = "weights_crc32";
 
-/// Over names, types, shapes and contents, in the order of names.
-std::string checksum(const TensorMap& tensors) {
-  uint32_t crc = 0;
-  for (const auto& [name, t] : tensors) {
-    const std::string head = str_cat(name, " ", dtype_name(t.dtype()), " ", t.shape().str());
-    const Tensor packed = t.to(Device{}).packed();
-    crc = crc32_of(head.data(), head.size(), crc);
-    crc = crc32_of(packed.view().data, packed.bytes(), crc);
-  }
-  char text[9];
-  std::snprintf(text, sizeof text, "%08x", crc);
-  return text;
-}
-
 std::string get(const StringMap& meta, const char* key) {
   const auto it = meta.find(key);
   return it == meta.end() ? "" : it->second;
@@ -66,6 +52,19 @@ int64_t epoch_of(const std::string& file) {
 }
 
 }  // namespace
+
+std::string checksum(const TensorMap& tensors) {
+  uint32_t crc = 0;
+  for (const auto& [name, t] : tensors) {
+    const std::string head = str_cat(name, " ", dtype_name(t.dtype()), " ", t.shape().str());
+    const Tensor packed = t.to(Device{}).packed();
+    crc = crc32_of(head.data(), head.size(), crc);
+    crc = crc32_of(packed.view().data, packed.bytes(), crc);
+  }
+  char text[9];
+  std::snprintf(text, sizeof text, "%08x", crc);
+  return text;
+}
 
 void save_checkpoint(const std::string& path, const Checkpoint& c) {
   StringMap meta = c.meta;

@@ -14,6 +14,8 @@ struct Checkpoint {
   TensorMap tensors;
   StringMap meta;
 };
+/// Hexadecimal CRC-32 over names, types, shapes and contents, in the order of names.
+std::string checksum(const TensorMap& tensors);
 void save_checkpoint(const std::string& path, const Checkpoint& c);
 /// Throws Error(io) when the file is damaged, a wrong checksum included. A file without one (from another
 /// program) is accepted.

@@ -131,6 +131,12 @@ constexpr OptionSpec kOptions[] = {
     {"device", distributed, text, kRunVerbs | kBench | kLabels, "cpu", "NAME", "cpu, cuda, cuda:N, or auto"},
     {"threads", distributed, integer, kAllVerbs, "0", "threads", "compute threads; 0: the affinity mask. No result depends on it", {.lo = 0, .hi = 1024}},
     {"deterministic", distributed, flag, kRunVerbs | kLabels, "on", "", "the same bits in every run; off allows faster kernels where there are any", {.rare = true}},
+    {"global-batch", distributed, integer, kTrain, "0", "images", "images of an update over all processes: sets --accumulate, so that the same command gives the same result with any number of processes; 0: --batch-size x --accumulate x processes", {.lo = 0, .hi = 1e9}},
+    {"rank-timeout", distributed, seconds, kRunVerbs, "10:00", "M:S", "how long a process may keep the others waiting before they leave with code 6", {.lo = 0.1, .transient = true}},
+    {"rank", distributed, integer, kRunVerbs, "0", "N", "number of this process, with --world-size; default: what torchrun, mpirun or srun say", {.lo = 0, .rare = true, .transient = true}},
+    {"world-size", distributed, integer, kRunVerbs, "0", "processes", "number of processes; 0: what the launcher says", {.lo = 0, .hi = 65536, .rare = true, .transient = true}},
+    {"local-rank", distributed, integer, kRunVerbs, "-1", "N", "number of this process on its machine; -1: as --rank", {.lo = -1, .hi = 1024, .rare = true, .transient = true}},
+    {"log-ranks", distributed, text, kTrain, "first", "WHICH", "all: rank 3 writes log.rank3.txt, …", {.choices = "first|all", .rare = true, .transient = true}},
     // ---- Output
     {"output", output, text, kTrain, "runs", "DIR", "parent of the run folders", {.source = "timm", .aliases = "output-dir", .letter = 'o'}},
     {"run", output, text, kTrain, "", "NAME", "name of the run folder, needed to continue a run; empty: a new one named after time and model", {.aliases = "experiment run-name"}},

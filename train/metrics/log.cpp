@@ -84,7 +84,7 @@ void Log::write(LogLevel level, const std::string& text) {
     if (begin > text.size() && line.empty() && !text.empty()) break;  // the text ended in a line feed
     if (file_)
       file_->write(stamp + line + "\n");
-    else
+    else if (o_.keep)
       early_ += stamp + line + "\n";
     if (o_.rank == 0 && level >= o_.threshold) print(level, line);
   }

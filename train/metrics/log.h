@@ -15,6 +15,7 @@ struct LogOptions {
   LogLevel threshold = LogLevel::info;  ///< of what goes to stderr; the file gets debug too
   std::string file;                     ///< log.txt; empty: none
   int rank = 0;                         ///< only rank 0 prints
+  bool keep = true;                     ///< a file will be opened; it gets the messages before that too
 };
 
 /// On a terminal a status line may stand below the messages; it is redrawn at most five times a second.

@@ -3,6 +3,7 @@
 
 #include "data/core/loader.h"
 #include "nn/models/image_model.h"
+#include "train/dist/communicator.h"
 #include "train/metrics/averages.h"
 
 namespace lowbit {
@@ -14,9 +15,12 @@ struct EvalResult {
   double img_per_s() const { return seconds > 0 ? double(counts.total) / seconds : 0; }
 };
 
-/// Runs the model over one epoch of the loader in evaluation mode and restores its mode. `progress` is called
-/// after every batch with the figures so far; when it returns false the evaluation ends early.
+/// Runs the model over one epoch of the loader in evaluation mode and restores its mode. Every rank takes a
+/// batch in turn (its share of the loader); all get the same figures, whatever their number. `progress` is
+/// called with those so far after every batch, or one for each rank; when it returns false on any of them the
+/// evaluation ends early.
 EvalResult evaluate(ImageModel& model, Loader& loader,
-                    const std::function<bool(const EvalResult&, int64_t batch)>& progress = {});
+                    const std::function<bool(const EvalResult&, int64_t batch)>& progress = {},
+                    Communicator& ranks = alone());
 
 }  // namespace lowbit

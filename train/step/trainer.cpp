@@ -28,7 +28,7 @@ bool published_float(const Options& o) {
   return compat(o) == Compat::vvtq && o.integer("wbits") == 32 && o.integer("abits") == 32;
 }
 
-LoaderOptions loader_options(const Options& o, int64_t batch, bool drop_last) {
+LoaderOptions loader_options(const Options& o, int64_t batch, bool drop_last, LoaderOptions::Share share) {
   LoaderOptions l;
   l.batch = batch;
   l.workers = int(o.integer("workers"));
@@ -36,8 +36,13 @@ LoaderOptions loader_options(const Options& o, int64_t batch, bool drop_last) {
   l.seed = uint64_t(o.integer("seed"));
   l.drop_last = drop_last;
   l.device = run_device(o);
+  l.share = share;
   return l;
 }
+
+/// Random draws of a micro-batch begin here: a function of its number in the run, so that they do not depend
+/// on who computes it. No model needs 2^36 blocks of four.
+void seed_draws(int64_t number) { context().generator.set_state(uint64_t(number) << 36); }
 
 int64_t eval_batch(const Options& o) {
   return o.integer("eval-batch-size") > 0 ? o.integer("eval-batch-size") : o.integer("batch-size");
@@ -79,25 +84,28 @@ OptimizerOptions optimizer_options(const Options& o) {
   return p;
 }
 
-Trainer::Trainer(const Options& o, ImageModel& model, ImageModel* teacher, const DataSets& data, Log& log)
+Trainer::Trainer(const Options& o, ImageModel& model, ImageModel* teacher, const DataSets& data, Log& log,
+                 Communicator& ranks)
     : o_(o),
       model_(model),
       objective_(o, model, teacher),
       data_(data),
       log_(log),
+      ranks_(ranks),
       settings_(settings_to_save(o, model.config())),
       arena_((choose_decay(model, o), model.parameters())),
+      sum_(arena_, model.state(), ranks, o.integer("accumulate"), o.flag("deterministic")),
       optimizer_(arena_, optimizer_options(o)),
-      schedule_(schedule_options(
-          o, data.train_order->size() / (o.integer("batch-size") * o.integer("accumulate")))),
-      val_(data.val, data.val_order, loader_options(o, eval_batch(o), false)),
+      schedule_(
+          schedule_options(o, data.train_order->size() / (o.integer("batch-size") * sum_.micro_batches()))),
+      val_(data.val, data.val_order,
+           loader_options(o, eval_batch(o), false, {ranks.size(), ranks.rank(), 1})),
       monitor_(model, o.flag("track-oscillation"), log),
-      accumulate_(o.integer("accumulate")),
       epochs_(int64_t(std::llround(schedule_.run_length()))) {
   LOWBIT_CHECK(steps_of(pass_at(0)) > 0, usage, "lowbit",
                "an epoch needs at least one step: lower --batch-size or --accumulate (got ",
                data.train_order->size(), " training images, batches of ", o.integer("batch-size"), ", ",
-               accumulate_, " a step)");
+               sum_.micro_batches(), " a step)");
   LOWBIT_CHECK(!o.flag("bin-regularizer") || weight_regularizer(model).defined(), usage, "lowbit",
                "--bin-regularizer needs weights with LSQ quantizers (--wbits, --quantizer vvtq or lsq)");
   LOWBIT_CHECK(o.real("dampening") == 0 || dampening_regularizer(model).defined(), usage, "lowbit",
@@ -125,11 +133,15 @@ int64_t Trainer::images_each(const EpochCall& pass) const {
   return o_.integer("batch-size") * std::max<int64_t>(data_.crops, 1) / pass.crops;
 }
 
+int64_t Trainer::images_per_step() const {
+  return o_.integer("batch-size") * std::max<int64_t>(data_.crops, 1) * sum_.micro_batches();
+}
+
 int64_t Trainer::steps_of(const EpochCall& pass) const {
   const int64_t n = data_.train_order->size(), each = images_each(pass);
   // The published trainer with stored labels keeps the last, short batch.
   const int64_t batches = data_.crops > 0 ? (n + each - 1) / each : n / each;
-  return batches / accumulate_;
+  return batches / sum_.micro_batches();
 }
 
 int64_t Trainer::steps() const {
@@ -147,7 +159,8 @@ void Trainer::open_pass() {
   if (loader_crops_ == pass_.crops) return;
   loader_crops_ = pass_.crops;
   train_.emplace(pass_.crops == 1 && data_.train_single ? data_.train_single : data_.train, data_.train_order,
-                 loader_options(o_, images_each(pass_), data_.crops == 0));
+                 loader_options(o_, images_each(pass_), data_.crops == 0,
+                                {sum_.micro_batches(), sum_.first(), sum_.local()}));
 }
 
 void Trainer::resume(const RunCheckpoints::Resume& from, const std::string& what) {
@@ -186,7 +199,8 @@ void Trainer::resume(const RunCheckpoints::Resume& from, const std::string& what
   steps_per_epoch_ = steps_of(pass_at(epoch_));
   LOWBIT_CHECK(number("steps_per_epoch") == steps_per_epoch_, io, "resume", what, " has ",
                number("steps_per_epoch"), " steps in an epoch, now there are ", steps_per_epoch_,
-               "; continue with the same images, --batch-size, --accumulate and --crops");
+               "; continue with the same images, --crops, --batch-size and --accumulate (--global-batch for "
+               "any number of processes)");
   schedule_.load(values("schedule", schedule_.state().size()));
   const auto loss = values("loss", 3), top1 = values("top1", 3), results = values("results", 6);
   progress_.loss.load(loss[0], loss[1], loss[2]), progress_.top1.load(top1[0], top1[1], top1[2]);
@@ -195,21 +209,19 @@ void Trainer::resume(const RunCheckpoints::Resume& from, const std::string& what
   outcome_.last.counts = {int64_t(results[1]), int64_t(results[2]), int64_t(results[3])};
   evaluated_step_ = int64_t(results[4]);
   progress_.lr = results[5];
-  const auto generator = from.state.tensors.find("generator");
-  LOWBIT_CHECK(generator != from.state.tensors.end(), io, "resume", what, " lacks 'generator'");
-  context().generator.set_state(uint64_t(generator->second.item<int64_t>()));
 }
 
 /// Making the page takes at most a hundredth of the time.
 void Trainer::refresh_report(bool running) {
   const double begin = now();
-  if (running && begin < report_due_) return;
+  if (!ranks_.lead() || (running && begin < report_due_)) return;
   write_report(folder_, running);
   report_due_ = now() + std::max(kReportSeconds, 100 * (now() - begin));
 }
 
 void Trainer::save_last() {
-  read_results(nullptr);
+  take_results();
+  if (!ranks_.lead()) return;
   Checkpoint state;
   for (auto& [name, t] : optimizer_.state()) state.tensors["optim/" + name] = t;
   for (auto& [name, t] : monitor_.state()) state.tensors["osc/" + name] = t;
@@ -223,8 +235,6 @@ void Trainer::save_last() {
   const TopCounts& c = outcome_.last.counts;
   keep("results", {outcome_.best_top1, double(c.top1), double(c.top5), double(c.total),
                    double(evaluated_step_), progress_.lr});
-  const int64_t generator[] = {int64_t(context().generator.state())};
-  state.tensors["generator"] = Tensor::from(std::span<const int64_t>(generator), {1});
   state.meta = {{"epoch", std::to_string(epoch_)},
                 {"step_in_epoch", std::to_string(step_in_epoch_)},
                 {"steps_per_epoch", std::to_string(steps_of(pass_at(epoch_)))},
@@ -260,25 +270,47 @@ void Trainer::stop_nonfinite(const Loader::Batch* b, const std::string& what) {
   fail(ErrorKind::numeric, "train", text + "; the last checkpoint of the run is kept");
 }
 
-/// Takes the results of finished steps into the averages; `b` is the batch of the last one, if it is at hand.
+/// Reads the results of this rank's batches; `b` is the batch of the last one, if it is at hand.
 void Trainer::read_results(const Loader::Batch* b) {
   for (const Result& r : unread_) {
     const float value = r.loss.item<float>();
     if (!std::isfinite(value)) stop_nonfinite(b, "the loss is not finite");
-    const TopCounts c = count_correct(r.logits, r.labels);
-    progress_.loss.add(value, double(c.total));
-    progress_.top1.add(c.percent1(), double(c.total));
+    figures_.push_back({count_correct(r.logits, r.labels), value});
   }
   unread_.clear();
 }
 
+/// Takes the results of finished steps on all ranks into the averages, in the order of the batches.
+void Trainer::take_results() {
+  read_results(nullptr);
+  const size_t mine = figures_.size(), local = size_t(sum_.local());
+  const std::vector<Figures> all = gather(ranks_, std::span<const Figures>(figures_));
+  for (size_t step = 0; step < mine; step += local)
+    for (size_t rank = 0; rank < size_t(ranks_.size()); ++rank)
+      for (size_t i = step; i < step + local; ++i) {
+        const Figures& f = all[rank * mine + i];
+        progress_.loss.add(f.loss, double(f.counts.total));
+        progress_.top1.add(f.counts.percent1(), double(f.counts.total));
+      }
+  figures_.clear();
+}
+
+/// Gradients of what depends on the weights alone: once in an update, however many batches make it.
+void Trainer::regularize() {
+  if (o_.flag("bin-regularizer") && pass_.lambda > 0)
+    scale(weight_regularizer(model_), pass_.lambda).backward();
+  if (o_.real("dampening") > 0) scale(dampening_regularizer(model_), o_.real("dampening")).backward();
+}
+
 void Trainer::step(const std::vector<Loader::Batch>& parts) {
-  optimizer_.zero_grad();
-  const double regularizer = o_.flag("bin-regularizer") ? pass_.lambda : 0;
-  for (const Loader::Batch& b : parts) {
+  for (int64_t i = 0; i < sum_.local(); ++i) {
+    const Loader::Batch& b = parts[size_t(i)];
+    const int64_t number = sum_.first() + i;  // in the update
+    seed_draws(step_ * sum_.micro_batches() + number);
+    sum_.begin(i);
     Variable logits, l;
     try {
-      if (&b == &parts.front()) monitor_.before_step();
+      if (i == 0) monitor_.before_step();
       l = objective_(b, logits);
     } catch (const Error& e) {
       if (e.kind() == ErrorKind::numeric) stop_nonfinite(&b, e.what());
@@ -287,16 +319,10 @@ void Trainer::step(const std::vector<Loader::Batch>& parts) {
     unread_.push_back({l.data(), logits.data(), b.fields[1]});
     // Where the device works on its own, the numbers are read when somebody wants to see them.
     if (!l.data().device().is_cuda()) read_results(&b);
-    // Once in an update, however many batches make it.
-    if (regularizer > 0 && &b == &parts.front())
-      l = add(l, scale(weight_regularizer(model_), regularizer * double(accumulate_)));
-    if (o_.real("dampening") > 0 && &b == &parts.front())
-      l = add(l, scale(dampening_regularizer(model_), o_.real("dampening") * double(accumulate_)));
-    if (accumulate_ == 1)
-      l.backward();
-    else
-      scale(l, 1.0 / double(accumulate_)).backward();
+    if (number == 0) regularize();
+    sum_.backward(i, l);
   }
+  sum_.finish();
   monitor_.after_backward(step_ + 1, arena_);
   if (annealing_) annealing_->before_update();
   if (o_.real("clip-grad") > 0)
@@ -312,11 +338,12 @@ void Trainer::step(const std::vector<Loader::Batch>& parts) {
 void Trainer::report_step(double seconds, double waited) {
   progress_.epoch = epoch_, progress_.epochs = epochs_, progress_.covered = pass_.crops;
   progress_.step = step_in_epoch_ - 1, progress_.steps = steps_per_epoch_;
-  progress_.batch = images_each(pass_) * pass_.crops * accumulate_;
+  progress_.batch = images_per_step();
   progress_.step_time.add(seconds), progress_.data_time.add(waited);
   progress_.flip_rate = monitor_.flip_rate();
   const bool line = step_in_epoch_ % o_.integer("log-every") == 0 || step_in_epoch_ == steps_per_epoch_;
-  if (line || log_.status_line()) read_results(nullptr);
+  // Reading takes part of all ranks, and only the first may have a terminal.
+  if (line || !model_.device().is_cuda() || (ranks_.size() == 1 && log_.status_line())) take_results();
   if (log_.status_line())
     log_.status(status_text(progress_));
   else if (line)
@@ -330,7 +357,7 @@ void Trainer::report_step(double seconds, double waited) {
                {"mem_mib", resident_mib()}};
   if (annealing_) m.emplace_back("cga/free_share", annealing_->free_share());
   for (auto& metric : monitor_.metrics()) m.push_back(std::move(metric));
-  run_log_->event(step_, epoch_, "train", m);
+  if (run_log_) run_log_->event(step_, epoch_, "train", m);
   refresh_report(true);
   if (progress_.step_time.count() >= kStepsToJudgeLoader)
     monitor_.warnings().loader(step_, progress_.step_time.mean(), progress_.data_time.mean(),
@@ -344,26 +371,26 @@ bool Trainer::finished() const { return epoch_ >= epochs_ || (at_limit() && eval
 Trainer::Pass Trainer::train_epoch(const StopRequest& stop) {
   model_.train(!(published_float(o_) && !o_.text("weights").empty()));  // published: --finetune evaluates
   open_pass();
-  train_->start(epoch_, step_in_epoch_ * accumulate_);
+  train_->start(epoch_, step_in_epoch_ * sum_.micro_batches());
   progress_.step_time.reset(), progress_.data_time.reset();
   while (step_in_epoch_ < steps_per_epoch_ && !at_limit()) {
     const double begin = now();
     double waited = 0;
     std::vector<Loader::Batch> parts;
-    for (int64_t i = 0; i < accumulate_; ++i) {
+    for (int64_t i = 0; i < sum_.local(); ++i) {
       const double asked = now();
       auto batch = train_->next();
       LOWBIT_ASSERT(batch);
       waited += now() - asked;
       prepare_batch(*batch, data_.augment.get(), epoch_, model_.device());
-      if (accumulate_ > 1)  // a batch is valid until the next one is taken
+      if (sum_.local() > 1)  // a batch is valid until the next one is taken
         for (Tensor& field : batch->fields) field = field.clone();
       parts.push_back(std::move(*batch));
     }
     step(parts);
     report_step(now() - begin, waited);
     const int64_t every = o_.integer("checkpoint-every");
-    const bool stopping = stop && stop();
+    const bool stopping = any_rank(ranks_, stop && stop());
     if (stopping || (every > 0 && step_ % every == 0)) save_last();
     if (stopping) return Pass::stopped;
   }
@@ -373,19 +400,23 @@ Trainer::Pass Trainer::train_epoch(const StopRequest& stop) {
 bool Trainer::evaluate_now(const StopRequest& stop) {
   bool stopped = false;
   if (ema_) ema_->swap();
-  const EvalResult e = evaluate(model_, val_, [&](const EvalResult& r, int64_t) {
-    if (log_.status_line())
-      log_.status(str_cat("evaluating ", r.counts.total, " images, Acc@1 ", r.counts.percent1()));
-    stopped = stop && stop();
-    return !stopped;
-  });
+  const EvalResult e = evaluate(
+      model_, val_,
+      [&](const EvalResult& r, int64_t) {
+        if (log_.status_line())
+          log_.status(str_cat("evaluating ", r.counts.total, " images, Acc@1 ", r.counts.percent1()));
+        stopped = stop && stop();
+        return !stopped;
+      },
+      ranks_);
   if (ema_) ema_->swap();
-  if (stopped) return false;
-  read_results(nullptr);
+  if (any_rank(ranks_, stopped)) return false;
+  take_results();
   outcome_.last = e, evaluated_step_ = step_;
   progress_.eval_seconds = e.seconds;
   if (log_.status_line()) log_.info(train_line(progress_));  // otherwise the last step has printed it
   log_.info(eval_result(e.counts, e.loss));
+  if (!run_log_) return true;
   run_log_->event(step_, epoch_, "eval",
                   {{"loss", e.loss},
                    {"top1", e.counts.percent1()},
@@ -397,6 +428,7 @@ bool Trainer::evaluate_now(const StopRequest& stop) {
 }
 
 void Trainer::write_summary() {
+  if (!run_log_) return;
   const EvalResult& e = outcome_.last;
   EpochSummary s;
   s.epoch = epoch_;
@@ -425,8 +457,8 @@ bool Trainer::finish(bool whole_epoch, const StopRequest& stop) {
     epoch_ += pass_.crops, step_in_epoch_ = 0;
   }
   if (ema_) ema_->swap();
-  if (best) checkpoints_->save_best(weights_checkpoint());
-  if (whole_epoch) checkpoints_->save_epoch(epoch_ - 1, weights_checkpoint());
+  if (best && ranks_.lead()) checkpoints_->save_best(weights_checkpoint());
+  if (whole_epoch && ranks_.lead()) checkpoints_->save_epoch(epoch_ - 1, weights_checkpoint());
   if (ema_) ema_->swap();
   save_last();
   return true;
@@ -439,13 +471,13 @@ TrainOutcome Trainer::run(const std::string& folder, const StopRequest& stop) {
   if (!std::filesystem::exists(checkpoints_->path("best.safetensors"))) outcome_.best_top1 = -1;
   RunLogOptions r;
   r.folder = folder, r.tensorboard = o_.flag("tensorboard"), r.resume_epoch = epoch_, r.resume_step = step_;
-  run_log_.emplace(r);
-  if (step_ == 0) monitor_.placements(step_, epoch_, *run_log_);
+  if (ranks_.lead()) run_log_.emplace(r);
+  if (step_ == 0 && run_log_) monitor_.placements(step_, epoch_, *run_log_);
   if (step_ == 0) save_last();  // a crash in the first epoch can already be resumed
   while (!finished() && !outcome_.stopped) {
     const Pass pass = train_epoch(stop);
     outcome_.stopped = pass == Pass::stopped || !finish(pass == Pass::whole, stop);
-    if (!outcome_.stopped && !finished()) outcome_.stopped = stop && stop();
+    if (!outcome_.stopped && !finished()) outcome_.stopped = any_rank(ranks_, stop && stop());
   }
   log_.clear_status();
   refresh_report(false);

@@ -10,6 +10,7 @@
 #include "nn/models/image_model.h"
 #include "quant/annealing.h"
 #include "train/checkpoint/state.h"
+#include "train/dist/update_sum.h"
 #include "train/metrics/log.h"
 #include "train/metrics/progress.h"
 #include "train/metrics/run_log.h"
@@ -36,8 +37,10 @@ using StopRequest = std::function<bool()>;
 
 class Trainer {
  public:
-  /// The model is loaded, quantized and calibrated.
-  Trainer(const Options& o, ImageModel& model, ImageModel* teacher, const DataSets& data, Log& log);
+  /// The model is loaded, quantized and calibrated. An update is the mean over the --accumulate batches of
+  /// every rank; the ranks compute everything else alike, and rank 0 writes.
+  Trainer(const Options& o, ImageModel& model, ImageModel* teacher, const DataSets& data, Log& log,
+          Communicator& ranks);
   /// Continues from a checkpoint of this run: every later bit is that of the uninterrupted run.
   /// Errors  io: not a checkpoint of this model and these options; its message begins with `what`
   void resume(const RunCheckpoints::Resume& from, const std::string& what);
@@ -48,6 +51,7 @@ class Trainer {
   bool finished() const;
   const TrainOutcome& outcome() const { return outcome_; }
   int64_t steps() const;  ///< of the passes that are left
+  int64_t images_per_step() const;
   const Schedule& schedule() const { return schedule_; }
 
  private:
@@ -55,7 +59,9 @@ class Trainer {
   Pass train_epoch(const StopRequest& stop);
   bool at_limit() const;
   void step(const std::vector<Loader::Batch>& parts);
+  void regularize();
   void read_results(const Loader::Batch* b);
+  void take_results();
   [[noreturn]] void stop_nonfinite(const Loader::Batch* b, const std::string& what);
   bool evaluate_now(const StopRequest& stop);  // false: stopped
   bool finish(bool whole_epoch, const StopRequest& stop);
@@ -76,8 +82,10 @@ class Trainer {
   Objective objective_;
   const DataSets& data_;
   Log& log_;
+  Communicator& ranks_;
   StringMap settings_;
   ParameterArena arena_;
+  UpdateSum sum_;
   Optimizer optimizer_;
   std::optional<Ema> ema_;
   std::optional<ConfidenceAnnealing> annealing_;
@@ -92,8 +100,13 @@ class Trainer {
     Tensor loss, logits, labels;
   };
   std::vector<Result> unread_;
+  struct Figures {
+    TopCounts counts;
+    double loss;
+  };
+  std::vector<Figures> figures_;  ///< of this rank's batches since take_results()
   TrainProgress progress_;
-  int64_t accumulate_, epochs_;
+  int64_t epochs_;
   int64_t epoch_ = 0, step_in_epoch_ = 0, step_ = 0;
   EpochCall pass_{};  ///< the one under way
   int64_t steps_per_epoch_ = 0, loader_crops_ = -1;

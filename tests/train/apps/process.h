@@ -47,20 +47,19 @@ struct Outcome {
 
 class Process {
  public:
-  /// Starts `lowbit words…`; the outputs go to files.
-  explicit Process(const Words& words) {
+  /// Starts `program words…`; the outputs go to files.
+  explicit Process(const Words& words, std::string program = LOWBIT_PROGRAM) {
     posix_spawn_file_actions_t files;
     posix_spawn_file_actions_init(&files);
     const int flags = O_WRONLY | O_CREAT | O_TRUNC;
     posix_spawn_file_actions_addopen(&files, 0, "/dev/null", O_RDONLY, 0);
     posix_spawn_file_actions_addopen(&files, 1, (dir_ / "out").c_str(), flags, 0600);
     posix_spawn_file_actions_addopen(&files, 2, (dir_ / "err").c_str(), flags, 0600);
-    std::string program = LOWBIT_PROGRAM;
     std::vector<std::string> copies = words;
     std::vector<char*> argv{program.data()};
     for (auto& w : copies) argv.push_back(w.data());
     argv.push_back(nullptr);
-    if (posix_spawn(&pid_, program.c_str(), &files, nullptr, argv.data(), environ) != 0) pid_ = -1;
+    if (posix_spawnp(&pid_, program.c_str(), &files, nullptr, argv.data(), environ) != 0) pid_ = -1;
     posix_spawn_file_actions_destroy(&files);
   }
   ~Process() {
