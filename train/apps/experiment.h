@@ -22,6 +22,6 @@ struct Experiment {
 Experiment open_experiment(const Options& o, bool training, Log& log);
 
 /// Of ranks other than 0 only errors are seen, as that of the program.
-LogOptions log_options(const Options& o, const Communicator& ranks = Communicator());
+LogOptions log_options(const Options& o, const Communicator& ranks = alone());
 
 }  // namespace lowbit

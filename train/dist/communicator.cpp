@@ -49,6 +49,11 @@ void Communicator::all_gather(const Tensor& mine, Tensor& all) { all.copy_from(m
 void Communicator::start_sum(Tensor) {}
 void Communicator::fail(int, const std::string&) noexcept {}
 
+Communicator& alone() {
+  static Communicator one;
+  return one;
+}
+
 std::unique_ptr<Communicator> open_communicator(const Launch& l, Device device, double limit,
                                                 const std::string& folder) {
   if (l.size == 1) return std::make_unique<Communicator>();

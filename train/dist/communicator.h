@@ -51,6 +51,9 @@ class Communicator {
   virtual void fail(int code, const std::string& text) noexcept;
 };
 
+/// The communicator of a process by itself.
+Communicator& alone();
+
 /// The processes that `l` describes. CPU ranks talk through MPI; GPUs through NCCL, started over MPI where
 /// there is one and else over a file in `folder`, which all nodes must share. `limit` seconds is how long a
 /// rank may keep the others waiting.

@@ -40,7 +40,7 @@ class Trainer {
   /// The model is loaded, quantized and calibrated. An update is the mean over the --accumulate batches of
   /// every rank; the ranks compute everything else alike, and rank 0 writes.
   Trainer(const Options& o, ImageModel& model, ImageModel* teacher, const DataSets& data, Log& log,
-          Communicator& ranks);
+          Communicator& ranks = alone());
   /// Continues from a checkpoint of this run: every later bit is that of the uninterrupted run.
   /// Errors  io: not a checkpoint of this model and these options; its message begins with `what`
   void resume(const RunCheckpoints::Resume& from, const std::string& what);
