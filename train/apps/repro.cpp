@@ -100,7 +100,7 @@ int run_repro(const Options& o, const std::vector<std::string>& command_line) {
   const Recipe r = find_recipe(o.positional()[0]);
   TrainOutcome outcome;
   const int code = Reproduction(o, command_line).run(r, false, outcome);
-  if (code != kExitSuccess || o.flag("dry-run")) return code;
+  if (code != kExitSuccess || o.flag("dry-run") || o.flag("eval-only")) return code;
   if (o.flag("smoke")) {
     std::printf("%s: ran %lld steps; published %s, no verdict from a smoke run\n", r.name.c_str(),
                 static_cast<long long>(outcome.steps),

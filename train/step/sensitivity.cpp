@@ -24,9 +24,13 @@ bool is_number(const std::string& s) {
   return !s.empty() && std::all_of(s.begin(), s.end(), [](char c) { return c >= '0' && c <= '9'; });
 }
 
+std::string without_weight(const std::string& slot) {
+  return slot.ends_with(".weight") ? slot.substr(0, slot.size() - 7) : slot;
+}
+
 /// "blocks.0.attn.qkv.weight" → "blocks.0.attn"; "patch_embed.in" → "patch_embed", "head_in" → "head".
 std::string module_of(const std::string& slot) {
-  const std::vector<std::string> parts = components(slot);
+  const std::vector<std::string> parts = components(without_weight(slot));
   size_t last = parts.size();
   for (size_t i = 0; i < parts.size(); ++i)
     if (is_number(parts[i])) last = i;
@@ -41,7 +45,7 @@ std::string family_of(const std::string& name) {
   std::string s;
   for (const std::string& part : components(name))
     s += (s.empty() ? "" : ".") + (is_number(part) ? "*" : part);
-  return s.ends_with(".weight") ? s.substr(0, s.size() - 7) : s;
+  return without_weight(s);
 }
 
 /// Passes a value on and keeps its spread.
