@@ -8,6 +8,7 @@
 
 option(LOWBIT_PTXAS_REPORT "print registers and spills of every kernel" OFF)
 set(LOWBIT_HAVE_CUDA OFF)
+set(LOWBIT_HAVE_NCCL OFF)
 add_custom_target(lowbit_cuda_objects COMMENT "every CUDA object")
 
 # lowbit_cuda_library(folder): called by lowbit_library.
@@ -92,3 +93,12 @@ target_compile_options(lowbit_cuda_flags INTERFACE
   "$<$<COMPILE_LANGUAGE:CUDA>:--fmad=false;--ftz=true;--prec-div=true;--prec-sqrt=true;-Xcompiler=-Wall,-Wextra,-ffp-contract=off>"
   "$<$<AND:$<COMPILE_LANGUAGE:CUDA>,$<BOOL:${LOWBIT_WERROR}>>:-Werror=all-warnings;-Xcompiler=-Werror>"
   "$<$<AND:$<COMPILE_LANGUAGE:CUDA>,$<BOOL:${LOWBIT_PTXAS_REPORT}>>:-Xptxas=-v>")
+
+# NCCL joins several GPUs; only liblowbit_nccl.so is linked with it (lowbit_program).
+find_path(NCCL_INCLUDE_DIR nccl.h HINTS ${CUDAToolkit_INCLUDE_DIRS})
+find_library(NCCL_LIBRARY nccl HINTS ${CUDAToolkit_LIBRARY_DIR} ${CUDAToolkit_LIBRARY_ROOT}/lib)
+if(NCCL_INCLUDE_DIR AND NCCL_LIBRARY)
+  set(LOWBIT_HAVE_NCCL ON)
+else()
+  message(STATUS "NCCL not found: one GPU only (libnccl-dev)")
+endif()
