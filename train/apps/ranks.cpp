@@ -20,16 +20,6 @@ void choose_gpu(Options& o, const Launch& l) {
   }
 }
 
-/// --global-batch says how many images an update has, whoever computes them.
-void divide_batch(Options& o, int64_t ranks) {
-  if (!find_option("global-batch", o.verb().mask) || o.integer("global-batch") == 0) return;
-  const int64_t all = o.integer("global-batch"), each = o.integer("batch-size") * ranks;
-  LOWBIT_CHECK(all % each == 0, usage, o.verb().name,
-               "--global-batch must be a multiple of --batch-size times processes (got ", all, ", ",
-               o.integer("batch-size"), " x ", ranks, ")");
-  o.set("accumulate", std::to_string(all / each), OptionOrigin::command_line);
-}
-
 }  // namespace
 
 int run_as_rank(const Options& given, const std::function<int(const Options&, Communicator&)>& f) {
@@ -38,12 +28,18 @@ int run_as_rank(const Options& given, const std::function<int(const Options&, Co
                   int(given.integer("local-rank")), [](const char* n) { return std::getenv(n); });
   Options o = given;
   choose_gpu(o, l);
-  divide_batch(o, l.size);
+  static Communicator* open = nullptr;  // that of a verb that runs others
+  if (open) {
+    const int code = f(o, *open);
+    barrier(*open);  // what rank 0 has written is there for the next verb
+    return code;
+  }
   const std::string folder = find_option("output", o.verb().mask) ? o.text("output") : ".";
   const auto c = open_communicator(l, run_device(o), o.seconds("rank-timeout"), folder);
   if (c->size() == 1) return f(o, *c);
   if (o.integer("threads") == 0) set_threads(threads_of_rank(*c, threads()));
   int code = kExitFailure;
+  open = c.get();
   try {
     code = f(o, *c);
     barrier(*c);  // a launcher ends all processes when the first leaves with a code

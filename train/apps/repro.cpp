@@ -4,6 +4,7 @@
 #include <filesystem>
 
 #include "tensor/core/error.h"
+#include "train/apps/ranks.h"
 #include "train/apps/run_main.h"
 #include "train/apps/verbs.h"
 #include "train/config/recipe.h"
@@ -88,6 +89,24 @@ class Reproduction {
   bool smoke_;
 };
 
+/// Runs a recipe and prints the verdict; an exit code.
+int reproduce(const Options& o, const std::vector<std::string>& command_line, const Recipe& r,
+              Communicator& ranks) {
+  TrainOutcome outcome;
+  const int code = Reproduction(o, command_line).run(r, false, outcome);
+  if (code != kExitSuccess || o.flag("dry-run") || o.flag("eval-only")) return code;
+  if (o.flag("smoke")) {
+    if (ranks.lead())
+      std::printf("%s: ran %lld steps; published %s, no verdict from a smoke run\n", r.name.c_str(),
+                  static_cast<long long>(outcome.steps),
+                  r.fact("published").empty() ? "no number" : r.fact("published").c_str());
+    return kExitSuccess;
+  }
+  const Verdict v = judge(r, outcome.best_top1, outcome.last.counts.total, o.real("within"));
+  if (ranks.lead()) std::printf("%s\n", v.text.c_str());
+  return v.reproduced ? kExitSuccess : kExitFailure;
+}
+
 }  // namespace
 
 int run_repro(const Options& o, const std::vector<std::string>& command_line) {
@@ -98,18 +117,8 @@ int run_repro(const Options& o, const std::vector<std::string>& command_line) {
   LOWBIT_CHECK(o.positional().size() == 1, usage, "repro",
                "expected the name of a recipe; 'lowbit repro --list' lists them");
   const Recipe r = find_recipe(o.positional()[0]);
-  TrainOutcome outcome;
-  const int code = Reproduction(o, command_line).run(r, false, outcome);
-  if (code != kExitSuccess || o.flag("dry-run") || o.flag("eval-only")) return code;
-  if (o.flag("smoke")) {
-    std::printf("%s: ran %lld steps; published %s, no verdict from a smoke run\n", r.name.c_str(),
-                static_cast<long long>(outcome.steps),
-                r.fact("published").empty() ? "no number" : r.fact("published").c_str());
-    return kExitSuccess;
-  }
-  const Verdict v = judge(r, outcome.best_top1, outcome.last.counts.total, o.real("within"));
-  std::printf("%s\n", v.text.c_str());
-  return v.reproduced ? kExitSuccess : kExitFailure;
+  return run_as_rank(
+      o, [&](const Options&, Communicator& ranks) { return reproduce(o, command_line, r, ranks); });
 }
 
 }  // namespace lowbit

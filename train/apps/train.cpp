@@ -156,6 +156,17 @@ int train_in(const std::string& folder, const Options& o, Trainer& trainer, Log&
   return kExitSuccess;
 }
 
+/// --global-batch says how many images an update has, whoever computes them.
+Options with_divided_batch(Options o, int64_t ranks) {
+  const int64_t all = o.integer("global-batch"), each = o.integer("batch-size") * ranks;
+  if (all == 0) return o;
+  LOWBIT_CHECK(all % each == 0, usage, o.verb().name,
+               "--global-batch must be a multiple of --batch-size times processes (got ", all, ", ",
+               o.integer("batch-size"), " x ", ranks, ")");
+  o.set("accumulate", std::to_string(all / each), OptionOrigin::command_line);
+  return o;
+}
+
 /// Different weights or images on the nodes would go unnoticed for a long time.
 void check_ranks_agree(Communicator& ranks, const Trainer& trainer, const DataSets& data, ImageModel& model,
                        Log& log) {
@@ -167,8 +178,9 @@ void check_ranks_agree(Communicator& ranks, const Trainer& trainer, const DataSe
   log.info(str_cat(ranks.size(), " processes, an update has ", trainer.images_per_step(), " images"));
 }
 
-int train_as(const Options& given, const std::vector<std::string>& command_line, Communicator& ranks,
+int train_as(const Options& asked, const std::vector<std::string>& command_line, Communicator& ranks,
              TrainOutcome& outcome) {
+  const Options given = with_divided_batch(asked, ranks.size());
   check_training_options(given);
   install_stop_signals();
   Log log(log_options(given, ranks));

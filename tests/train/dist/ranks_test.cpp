@@ -210,6 +210,18 @@ TEST_F(RanksTest, EvaluationIsShared) {
   EXPECT_EQ(figures(run(4, words)), figures(run(0, words)));
 }
 
+/// A verb that trains three times: the ranks stay together.
+TEST_F(RanksTest, RecipesBuiltOnOneAnotherSlow) {
+  folder_of_images();
+  const Outcome r = run(2, {"repro", "ofq-deit-t-w2a2-cga", "--smoke", "--data", folder("data"), "--output",
+                            dir.path(), "--threads", "1"});
+  EXPECT_EQ(r.code, 0) << r.err;
+  const std::string verdict = "ofq-deit-t-w2a2-cga: ran 2 steps; published 64.33, no verdict";
+  const size_t at = r.out.find(verdict);
+  EXPECT_NE(at, std::string::npos) << r.out;
+  EXPECT_EQ(r.out.find(verdict, at + 1), std::string::npos) << r.out;
+}
+
 /// Sums in another order: close, not equal. Buckets are summed while backward runs.
 TEST_F(RanksTest, FastSumsAreClose) {
   const Words words = tiny() + Words{"--opt", "sgd", "--lr", "1e-3", "--embed-dim", "96", "--depth", "3"};
@@ -234,10 +246,10 @@ TEST_F(RanksTest, ARankThatDiesIsNoticed) {
   setenv("OMPI_MCA_orte_enable_recovery", "1", 1);
   const int victim = int(random() % 4), step = 3 + int(random() % 20);
   const auto begin = std::chrono::steady_clock::now();
-  const Outcome r = disturbed(4, words + Words{"--rank-timeout", "2"}, "run", victim, step,
+  const Outcome r = disturbed(4, words + Words{"--rank-timeout", "5"}, "run", victim, step,
                               [](pid_t pid) { ::kill(pid, SIGKILL); });
   unsetenv("OMPI_MCA_orte_enable_recovery");
-  EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(60));
+  EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(120));
   for (int rank = 0; rank < 4; ++rank) {
     const bool left = r.err.find(str_cat("lowbit: rank ", rank, " stops: ")) != std::string::npos;
     EXPECT_EQ(left, rank != victim) << r.err;
@@ -252,10 +264,10 @@ TEST_F(RanksTest, ARankThatDiesIsNoticed) {
 TEST_F(RanksTest, ARankThatHangsIsNoticed) {
   for (const int victim : {1, 0}) {
     SCOPED_TRACE(victim);
-    const Outcome r = disturbed(3, tiny(480) + Words{"--global-batch", "12", "--rank-timeout", "2"},
+    const Outcome r = disturbed(3, tiny(480) + Words{"--global-batch", "12", "--rank-timeout", "5"},
                                 str_cat("run", victim), victim, 3, [](pid_t pid) { ::kill(pid, SIGSTOP); });
     EXPECT_EQ(r.code, 6) << r.err;
-    EXPECT_NE(r.err.find(str_cat("rank ", victim, ": no answer for 2 s (")), std::string::npos) << r.err;
+    EXPECT_NE(r.err.find(str_cat("rank ", victim, ": no answer for 5 s (")), std::string::npos) << r.err;
     EXPECT_NE(r.err.find(", dead or hung; the last checkpoint of the run is kept\n"), std::string::npos)
         << r.err;
   }
