@@ -19,20 +19,12 @@
 #include "quant/weight_regularizer.h"
 #include "tests/support/golden.h"
 #include "tests/support/model.h"
+#include "tests/support/vvtq.h"
 
 namespace lowbit {
 namespace {
 
 using namespace test;
-
-template <class Model = VisionTransformer, class Config>
-std::unique_ptr<ImageModel> quantized(const Config& c, const SchemeOptions& o) {
-  auto model = std::make_unique<Model>(c, 0);
-  Scheme scheme = load_scheme("vvtq", o);
-  for (Rule& r : scheme.rules) r.settings["published_scale"] = "yes";  // to the last bit
-  install(*model, scheme);
-  return model;
-}
 
 /// Copies `<prefix><name>` of the file into the model's `<at><name>`; scales count as initialised.
 void load_parameters(ImageModel& model, const GoldenFile& g, const std::string& prefix,
@@ -248,15 +240,11 @@ struct Recorder final : Transform {
   }
 };
 
-void check_model(
-    const std::string& file,
-    const std::function<std::unique_ptr<ImageModel>(const GoldenFile&, const SchemeOptions&)>& make) {
+void check_model(const std::string& file,
+                 const std::function<std::unique_ptr<ImageModel>(const GoldenFile&)>& make) {
   LOWBIT_GOLDEN_OR_SKIP(path, file);
   const GoldenFile g(path);
-  SchemeOptions o;
-  for (const std::string& name : g.names_with_prefix("param."))
-    if (name.ends_with(".mlp.fc1.nbits")) o.wbits = o.abits = int(g.tensor(name).item<float>());
-  const auto model = make(g, o);
+  const auto model = make(g);
   load_parameters(*model, g, "param.", "");
   load_parameters(*model, g, "buffer.", "");
   std::map<std::string, std::shared_ptr<Recorder>> outputs;
@@ -295,40 +283,6 @@ void check_model(
     expect_close_to_largest((*model)(Variable(g.tensor("x"))).data(), g.tensor("logits_eval"), g.rtol(),
                             "logits_eval");
   }
-}
-
-std::unique_ptr<ImageModel> small_deit(const GoldenFile& g, const SchemeOptions& o) {
-  const nlohmann::json config = g.meta_json("config");
-  VitConfig c;
-  c.image_size = config.at("img_size"), c.patch = config.at("patch_size"), c.width = config.at("embed_dim");
-  c.depth = config.at("depth"), c.heads = config.at("num_heads"), c.classes = config.at("num_classes");
-  c.split_qkv = true;
-  return quantized(c, o);
-}
-
-std::unique_ptr<ImageModel> small_swin(const GoldenFile& g, const SchemeOptions& o) {
-  const nlohmann::json config = g.meta_json("config");
-  SwinConfig c;
-  c.image_size = config.at("img_size"), c.patch = config.at("patch_size"), c.width = config.at("embed_dim");
-  c.depths = config.at("depths").get<std::vector<int64_t>>();
-  c.heads = config.at("num_heads").get<std::vector<int64_t>>();
-  c.window = config.at("window_size"), c.classes = config.at("num_classes"), c.split_qkv = true;
-  return quantized<SwinTransformer>(c, o);
-}
-
-std::unique_ptr<ImageModel> small_sret(const GoldenFile& g, const SchemeOptions& o) {
-  const nlohmann::json config = g.meta_json("config");
-  const auto list = [&](const char* key) { return config.at(key).get<std::vector<int64_t>>(); };
-  SretConfig c;
-  c.image_size = config.at("image_size"), c.classes = config.at("num_classes");
-  c.base = list("base_dims"), c.heads = list("heads"), c.blocks = list("recursive_num");
-  c.groups1 = list("groups1"), c.groups2 = list("groups2");
-  c.mlp_ratio = config.at("mlp_ratio"), c.nonproj_ratio = config.at("np_mlp_ratio");
-  auto model = quantized<SretTransformer>(c, o);
-  dynamic_cast<SretTransformer&>(*model).order = [&g](int64_t k, int64_t) {
-    return g.tensor("perm" + std::to_string(k)).cast(DType::i64);
-  };
-  return model;
 }
 
 TEST(VvtqGolden, SmallDeitW4A4) { check_model("vvtq/model_deit_w4a4.safetensors", small_deit); }
