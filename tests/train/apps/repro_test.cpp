@@ -39,25 +39,47 @@ TEST(Repro, ListsAndRefuses) {
             std::string::npos);
 }
 
-/// The whole chain of a recipe at its real size: a float start, OFQ with its teacher, annealing.
-TEST(ReproSlow, SmokeOfAChainOfRecipes) {
+struct ReproSlow : testing::Test {
   TempDir dir;
-  for (const char* split : {"train", "val"})
-    for (int c = 0; c < 2; ++c)
-      for (int i = 0; i < 4; ++i)
-        write_image((dir / "data/") + split + "/class" + std::to_string(c) + "/" + std::to_string(i) + ".bmp",
-                    (unsigned char)(40 * i + 90 * c));
-  const Outcome r = lowbit_run(
-      {"repro", "ofq-deit-t-w2a2-cga", "--smoke", "--data", dir / "data", "--output", dir / "runs"});
+  std::string data = dir / "data", runs = dir / "runs";
+  void SetUp() override {
+    for (const char* split : {"train", "val"})
+      for (int c = 0; c < 2; ++c)
+        for (int i = 0; i < 4; ++i)
+          write_image(data + "/" + split + "/class" + std::to_string(c) + "/" + std::to_string(i) + ".bmp",
+                      (unsigned char)(40 * i + 90 * c));
+  }
+  Outcome smoke(const std::string& recipe, const Words& more = {}) const {
+    return lowbit_run(Words{"repro", recipe, "--smoke", "--threads", "1", "--data", data, "--output", runs} +
+                      more);
+  }
+};
+
+/// The whole chain of a recipe at its real size: a float start, OFQ with its teacher, annealing.
+TEST_F(ReproSlow, SmokeOfAChainOfRecipes) {
+  const Outcome r = smoke("ofq-deit-t-w2a2-cga");
   EXPECT_EQ(r.code, 0) << r.err;
   EXPECT_NE(r.out.find("ofq-deit-t-w2a2-cga: ran 2 steps; published 64.33, no verdict"), std::string::npos)
       << r.out;
-  for (const char* run : {"ofq-deit-t-w2a2", "ofq-deit-t-w2a2-cga"})
-    EXPECT_TRUE(fs::exists((dir / "runs/") + run + "/last.safetensors")) << run;
-  const auto args = nlohmann::json::parse(read_file(dir / "runs/ofq-deit-t-w2a2-cga/args.json"))["options"];
-  EXPECT_EQ(args["weights"]["value"], dir / "runs/ofq-deit-t-w2a2/last.safetensors");
+  for (const char* run : {"/ofq-deit-t-w2a2", "/ofq-deit-t-w2a2-cga"})
+    EXPECT_TRUE(fs::exists(runs + run + "/last.safetensors")) << run;
+  const auto args = nlohmann::json::parse(read_file(runs + "/ofq-deit-t-w2a2-cga/args.json"))["options"];
+  EXPECT_EQ(args["weights"]["value"], runs + "/ofq-deit-t-w2a2/last.safetensors");
   EXPECT_EQ(args["cga-range"]["value"], "0.005");
   EXPECT_EQ(args["batch-size"]["value"], "2");
+}
+
+/// VVTQ from nothing: float training, its soft labels, quantized training on them.
+TEST_F(ReproSlow, SmokeWithSoftLabels) {
+  ASSERT_EQ(smoke("vvtq-deit-t-float").code, 0);
+  const std::string weights = runs + "/vvtq-deit-t-float/last.safetensors", labels = dir / "labels";
+  const Outcome gen = lowbit_run({"labels", "gen", labels, "--threads", "1", "--data", data, "--weights",
+                                  weights, "--label-crops", "4", "--label-type", "smoothing"});
+  ASSERT_EQ(gen.code, 0) << gen.err;
+  const Outcome r = smoke("vvtq-deit-t-w2a2", {"--soft-labels", labels});
+  EXPECT_EQ(r.code, 0) << r.err;
+  EXPECT_NE(r.out.find("vvtq-deit-t-w2a2: ran 2 steps; published 59.73"), std::string::npos) << r.out;
+  EXPECT_NE(r.err.find("starts from vvtq-deit-t-float"), std::string::npos);
 }
 
 TEST(Sensitivity, RanksThePartsOfAModel) {
