@@ -1,6 +1,7 @@
 // liblowbit_mpi.so: CPU ranks over MPI. Only non-blocking collectives, so that every wait has an end, notices
 // a rank that failed, and answers those that ask whether this rank is alive.
 
+#include <dlfcn.h>
 #include <mpi.h>
 #include <sched.h>
 
@@ -26,6 +27,10 @@ constexpr double kAnswerSeconds = 2, kFarewellSeconds = 0.5, kNoticeSeconds = 0.
 class MpiCommunicator final : public Communicator {
  public:
   explicit MpiCommunicator(double limit) : limit_(limit) {
+    // Parts that MPI loads itself may expect its symbols to be visible.
+    Dl_info mpi{};
+    if (dladdr(reinterpret_cast<void*>(&MPI_Init_thread), &mpi))
+      dlopen(mpi.dli_fname, RTLD_NOW | RTLD_GLOBAL | RTLD_NOLOAD);
     int level = 0, initialised = 0;
     MPI_Initialized(&initialised);
     if (!initialised) check(MPI_Init_thread(nullptr, nullptr, MPI_THREAD_FUNNELED, &level), "start");

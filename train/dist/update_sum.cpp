@@ -92,15 +92,15 @@ void UpdateSum::backward(int64_t i, const Variable& loss) {
   moved_.add(moved());
   if (!ordered_) return;
   zero_missing(0, arena_.size());
-  gradients_.add(arena_.grads().flat());
+  if (accumulate_ > 1) gradients_.add(arena_.grads().flat());
 }
 
 void UpdateSum::finish() {
   if (micro_batches() == 1) return;
   if (ordered_) {
-    Tensor sum = gradients_.take();
+    Tensor& sum = arena_.grads().flat();
+    if (accumulate_ > 1) sum.copy_from(gradients_.take());
     ordered_sum(c_, sum);
-    arena_.grads().flat().copy_from(sum);
   } else if (c_.size() > 1) {
     start_sums(true);
     c_.finish_sums();
