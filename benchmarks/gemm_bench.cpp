@@ -1,6 +1,6 @@
 // Matrix products at the shapes of transformer training: ours beside oneDNN and OpenBLAS, alternating in one
 // run.
-//   gemm_bench [--threads 1,2] [--filter text] [--rounds 9] [--json file]
+//   gemm_bench [--threads 1,2] [--kind f32|int8] [--filter text] [--rounds 9] [--json file]
 // Rates are GFLOP/s (Gop/s for int8): best of the rounds. Ratios are ours ÷ theirs, median over the rounds.
 // With one thread the clock is the thread's CPU time, so a busy machine costs little; with more it is wall
 // time.
@@ -305,10 +305,12 @@ struct Bench {
 
 int main(int argc, char** argv) {
   std::map<std::string, std::string> options{
-      {"--threads", "1,2"}, {"--filter", ""}, {"--rounds", "9"}, {"--json", ""}};
+      {"--threads", "1,2"}, {"--kind", ""}, {"--filter", ""}, {"--rounds", "9"}, {"--json", ""}};
   for (int i = 1; i < argc; ++i) {
     if (!options.count(argv[i]) || i + 1 == argc) {
-      std::fprintf(stderr, "usage: gemm_bench [--threads 1,2] [--filter text] [--rounds 9] [--json file]\n");
+      std::fprintf(
+          stderr,
+          "usage: gemm_bench [--threads 1,2] [--kind f32|int8] [--filter text] [--rounds 9] [--json file]\n");
       return 2;
     }
     const char* name = argv[i++];
@@ -344,7 +346,10 @@ int main(int argc, char** argv) {
         bench.threads, bench.peak_f32, bench.peak_int8);
 
     for (const Case& c : cases())
-      if (c.name.find(options["--filter"]) != std::string::npos) bench.floats(c), bench.integers(c);
+      if (c.name.find(options["--filter"]) != std::string::npos) {
+        if (options["--kind"] != "int8") bench.floats(c);
+        if (options["--kind"] != "f32") bench.integers(c);
+      }
   }
   if (!options["--json"].empty())
     std::ofstream(options["--json"]) << nlohmann::json{{"isa", isa_name(current_isa())},

@@ -53,6 +53,11 @@ LOWBIT_HD OffsetSums offset_sums(const CodedGemmArgs& g, const BatchIndex& i) {
   return s;
 }
 
+/// Σ_k of one operand times the shift of the other, in the result's int32.
+LOWBIT_HD int32_t shift_correction(double shift, int factor, int32_t sum) {
+  return int32_t(uint32_t(int64_t(shift * factor) * sum));
+}
+
 /// What a row adds. `sum`: Σ_k of its packed codes; `weighted`: Σ_k e_k · (packed + shift), for e along k.
 struct RowTerms {
   int32_t correction;
@@ -63,7 +68,7 @@ LOWBIT_HD RowTerms row_terms(const CodedGemmArgs& g, const CodedPlan& p, const B
                              int32_t sum, double weighted, const OffsetSums& offsets) {
   RowTerms t{0, 1, 0, 0, 0, 0};
   const auto &as = g.a.scale_stride, &bs = g.b.scale_stride;
-  if (p.out != IntOut::f64) t.correction = int32_t(uint32_t(int64_t(p.b.shift * p.factor) * sum));
+  if (p.out != IntOut::f64) t.correction = shift_correction(p.b.shift, p.factor, sum);
   if (p.out == IntOut::s32) return t;
   const float scale = g.a.scale[i.offset(as.batch) + row * as.row];
   if (p.out == IntOut::f32) {  // alpha and the factor go where the scale varies; the other side is 1
@@ -93,8 +98,8 @@ LOWBIT_HD ColTerms col_terms(const CodedGemmArgs& g, const CodedPlan& p, const B
   const auto &as = g.a.scale_stride, &bs = g.b.scale_stride, &es = g.b.offset_stride;
   if (g.bias) t.bias = static_cast<const float*>(g.bias)[col];
   if (p.out != IntOut::f64)
-    t.correction =
-        int32_t(uint32_t(int64_t(p.a.shift * p.factor) * sum + int64_t(p.k_shift(g.k) * p.factor)));
+    t.correction = int32_t(uint32_t(shift_correction(p.a.shift, p.factor, sum)) +
+                           uint32_t(int64_t(p.k_shift(g.k) * p.factor)));
   if (p.out == IntOut::s32) return t;
   const float scale = g.b.scale[i.offset(bs.batch) + col * bs.row];
   if (p.out == IntOut::f32) {

@@ -56,7 +56,10 @@ class FloatEngine {
   }
   const char* prepacked() const { return nullptr; }
   void prepare(const Place&, int64_t, int64_t, const char*, char*) const {}
-  int session() const { return 0; }
+  struct Session {
+    void flush() const {}
+  };
+  Session session() const { return {}; }
   bool same_b(int64_t x, int64_t y) const { return detail::same_b(g_, x, y); }
   void pack_a(const Place& at, int64_t k_block, int64_t row, int rows, char* dst) const {
     pack(g_.a, at.index, at.a, k_block, row, rows, reinterpret_cast<T*>(dst), rows);

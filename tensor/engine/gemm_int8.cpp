@@ -88,7 +88,12 @@ void weighted_sums(const char* packed, int64_t word, int64_t line, int lines, in
 class CodedEngine {
  public:
   CodedEngine(const CodedGemmArgs& g, detail::IntKernel kernel)
-      : g_(g), kernel_(kernel), plan_(g), tile_bytes_(detail::code_tile_bytes(kernel, g.k)) {}
+      : g_(g),
+        kernel_(kernel),
+        plan_(g),
+        in_place_(kernel.by_rows && g.a.stride.k == 1 && plan_.a.zero == 0 && g.k % 64 == 0 && g.k <= 1024 &&
+                  g.a.stride.row % 2048 != 0),
+        tile_bytes_(detail::code_tile_bytes(kernel, g.k)) {}
 
   Blocking blocking() const {
     const int64_t batches = g_.batch[0] * g_.batch[1] * g_.batch[2];
@@ -101,7 +106,9 @@ class CodedEngine {
             panel_bytes(g_.k),
             detail::round_up(sizeof(ColInfo), 64),
             double(batches) * g_.m * g_.n * g_.k / 4,
-            g_.quantize != nullptr};
+            g_.quantize != nullptr,
+            false,
+            kernel_.by_rows};
   }
   struct Place {
     BatchIndex index;
@@ -122,8 +129,9 @@ class CodedEngine {
   void pack_a(const Place& at, int64_t, int64_t row, int rows, char* dst) const {
     const auto* src = static_cast<const uint8_t*>(g_.a.data) + at.a + row * g_.a.stride.row;
     if (g_.quantize) quantize_rows(at.index, row, rows, const_cast<uint8_t*>(src));
-    detail::pack_code_tile(kernel_, src, g_.a.stride.row, g_.a.stride.k, rows, g_.k, uint8_t(plan_.a.zero),
-                           dst);
+    if (!reads_in_place(rows))
+      detail::pack_code_tile(kernel_, src, g_.a.stride.row, g_.a.stride.k, rows, g_.k, uint8_t(plan_.a.zero),
+                             dst);
     auto& info = *reinterpret_cast<RowInfo*>(dst + tile_bytes_);
     int32_t sums[detail::kMaxRows] = {};
     if (plan_.b.shift != 0 || plan_.out == IntOut::f64) {
@@ -144,10 +152,14 @@ class CodedEngine {
   void tile(const Place& at, int64_t, int64_t row, int rows, int64_t col, int cols, const char* a,
             const char* b, const char* columns) const {
     const int64_t c = at.c + row * g_.c_row + col * g_.c_col;
+    const bool in_place = reads_in_place(rows);
+    const char* const codes =
+        in_place ? static_cast<const char*>(g_.a.data) + at.a + row * g_.a.stride.row : a;
     detail::IntTile t{rows,
                       cols,
                       words(g_.k),
-                      reinterpret_cast<const uint32_t*>(a),
+                      reinterpret_cast<const uint32_t*>(codes),
+                      in_place ? g_.a.stride.row : int64_t(detail::round_up(size_t(g_.k), 64)),
                       reinterpret_cast<const uint32_t*>(b),
                       detail::panel_width(cols),
                       2 * plan_.a.max_packed * plan_.b.max_packed <= 32767,
@@ -162,11 +174,15 @@ class CodedEngine {
     auto* const out = static_cast<uint32_t*>(std::exchange(t.c, buffer));
     t.ldc = kPanel;
     kernel_.run(t);
+    if (kernel_.flush) kernel_.flush();
     for (int r = 0; r < rows; ++r)
       for (int j = 0; j < cols; ++j) out[r * g_.c_row + j * g_.c_col] = buffer[r * kPanel + j];
   }
 
  private:
+  /// The kernel reads whole tiles: what lies behind the last row may not be ours.
+  bool reads_in_place(int rows) const { return in_place_ && rows == kernel_.mr; }
+
   void quantize_rows(const BatchIndex& i, int64_t row, int rows, uint8_t* codes) const {
     const auto& xs = g_.quantize_stride;
     const auto& a = g_.a;
@@ -179,6 +195,13 @@ class CodedEngine {
 
   void row_info(const BatchIndex& i, int64_t row, int rows, const int32_t* sums, const char* packed,
                 RowInfo& info) const {
+    if (plan_.out != IntOut::f64 && g_.a.scale_stride.row == 0) {
+      const RowTerms t = detail::row_terms(g_, plan_, i, row, 0, 0, {});
+      std::fill_n(info.scale, detail::kMaxRows, t.scale);
+      for (int r = 0; r < detail::kMaxRows; ++r)
+        info.correction[r] = detail::shift_correction(plan_.b.shift, plan_.factor, sums[r]);
+      return;
+    }
     double weighted[detail::kMaxRows] = {};
     detail::OffsetSums offsets{};
     if (plan_.out == IntOut::f64) {
@@ -198,6 +221,17 @@ class CodedEngine {
 
   void column_info(const BatchIndex& i, int64_t col, int cols, const char* packed, ColInfo& info) const {
     const auto* sums = reinterpret_cast<const int32_t*>(packed + panel_data_bytes(g_.k));
+    if (plan_.out != IntOut::f64 && g_.b.scale_stride.row == 0) {
+      const ColTerms t = detail::col_terms(g_, plan_, i, col, 0, 0);
+      std::fill_n(info.scale, kPanel, t.scale);
+      for (int c = 0; c < cols; ++c)
+        info.correction[c] = int32_t(uint32_t(t.correction) + uint32_t(detail::shift_correction(
+                                                                  plan_.a.shift, plan_.factor, sums[c])));
+      std::fill(info.correction + cols, info.correction + kPanel, 0);
+      std::fill_n(info.bias, kPanel, 0.0f);
+      if (g_.bias) std::copy_n(static_cast<const float*>(g_.bias) + col, cols, info.bias);
+      return;
+    }
     double weighted[kPanel] = {};
     const float* const b = detail::batch_offsets(g_.a, i);
     if (const int64_t step = g_.a.offset_stride.k; b && step)
@@ -214,6 +248,7 @@ class CodedEngine {
   const CodedGemmArgs& g_;
   const detail::IntKernel kernel_;
   const CodedPlan plan_;
+  const bool in_place_;  // tiles of A are the codes themselves
   const size_t tile_bytes_;
 };
 

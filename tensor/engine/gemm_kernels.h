@@ -66,6 +66,7 @@ struct IntTile {
   int rows, cols;
   int64_t words;  // ceil(k / 4)
   const uint32_t* a;
+  int64_t a_row;  // bytes between rows of A, of kernels that read it by rows
   const uint32_t* b;
   int64_t b_step;
   bool narrow;  // 2·max(a)·max|b| ≤ 32767: pairs of products fit 16 bits
@@ -92,23 +93,28 @@ struct IntKernel {
   int mr;
   bool by_rows;  // how A is packed: [mr][k rounded up to 64] bytes
   void (*run)(const IntTile&);
-  void (*begin)();  // around a series of tiles on one thread; or null
-  void (*end)();
+  void (*begin)() = nullptr;  // around a series of tiles on one thread; or null
+  void (*end)() = nullptr;
+  void (*flush)() = nullptr;  // writes the results that run() left for later; or null
 };
 
-/// A series of integer tiles.
+/// A series of integer tiles. What a tile refers to must live until the next flush.
 class IntSession {
  public:
-  explicit IntSession(const IntKernel& k) : end_(k.end) {
+  explicit IntSession(const IntKernel& k) : end_(k.end), flush_(k.flush) {
     if (k.begin) k.begin();
   }
   ~IntSession() {
     if (end_) end_();
   }
   IntSession(const IntSession&) = delete;
+  void flush() const {
+    if (flush_) flush_();
+  }
 
  private:
   void (*end_)();
+  void (*flush_)();
 };
 
 IntKernel gemm_kernel_int8(Isa isa);
@@ -118,6 +124,7 @@ void gemm_tile_int8_avx512(const IntTile&);
 void gemm_tile_int8_amx(const IntTile&);
 void amx_begin();
 void amx_end();
+void amx_flush();
 void gemm_tile_f32_avx2(const Tile<float>&);
 void gemm_tile_int8_avx2(const IntTile&);
 

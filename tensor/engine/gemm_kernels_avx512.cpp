@@ -53,7 +53,10 @@ LOWBIT_INLINE void store_row(const FloatStore& o, int r, __m512 x, __m512 y) {
   if constexpr (kV == 2) _mm512_mask_storeu_ps(c + 16, o.m1, y);
 }
 
-LOWBIT_INLINE void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+template <_mm_hint kLevel = _MM_HINT_T0>
+LOWBIT_INLINE void prefetch(const void* p) {
+  _mm_prefetch(static_cast<const char*>(p), kLevel);
+}
 
 /// Rows r, r + 1, r + 2 of a row-major A are p[r / 3] with 0, 1 or 2 strides: five pointers reach 14 rows.
 template <bool kInPlace>
@@ -220,47 +223,59 @@ LOWBIT_INLINE void pick_int(const IntTile& t, Seq<R...>) {
 }
 
 /// The epilogue of rows in memory; constants of columns stay in registers.
-template <int kV>
+template <int kV, IntOut kOut>
 LOWBIT_INLINE void store_int_rows(const IntTile& t, const int32_t* acc) {
-  if (t.out != IntOut::f32) {
+  if constexpr (kOut == IntOut::f64) {
     for (int r = 0; r < t.rows; ++r, acc += kPanel) {
       __m512i s[kV];
       for (int v = 0; v < kV; ++v) s[v] = _mm512_load_si512(acc + 16 * v);
-      t.out == IntOut::f64 ? store_exact<kV>(t, r, s) : store_int<kV>(t, r, s);
+      store_exact<kV>(t, r, s);
     }
     return;
   }
   const __m128i shift = _mm_cvtsi32_si128(t.shift);
-  const auto columns = [&](int v) __attribute__((always_inline)) {
-    const __mmask16 m = lanes(t.cols - 16 * v);
-    const __m512i add = _mm512_loadu_si512(t.col->correction + 16 * v);
-    const __m512 scale = _mm512_loadu_ps(t.col->scale + 16 * v), bias = _mm512_loadu_ps(t.col->bias + 16 * v);
-    auto* c = static_cast<float*>(t.c) + 16 * v;
-    for (int r = 0; r < t.rows; ++r, c += t.ldc) {
-      const __m512i s = _mm512_sll_epi32(_mm512_load_si512(acc + r * kPanel + 16 * v), shift);
-      const __m512i x = _mm512_add_epi32(_mm512_add_epi32(s, _mm512_set1_epi32(t.row->correction[r])), add);
-      const __m512 factor = _mm512_mul_ps(_mm512_set1_ps(t.row->scale[r]), scale);
-      _mm512_mask_storeu_ps(c, m, _mm512_fmadd_ps(_mm512_cvtepi32_ps(x), factor, bias));
+  __mmask16 mask[kV];
+  __m512i add[kV];
+  __m512 scale[kV], bias[kV];
+  for (int v = 0; v < kV; ++v) {
+    mask[v] = lanes(t.cols - 16 * v);
+    add[v] = _mm512_loadu_si512(t.col->correction + 16 * v);
+    scale[v] = _mm512_loadu_ps(t.col->scale + 16 * v), bias[v] = _mm512_loadu_ps(t.col->bias + 16 * v);
+  }
+  auto* c = static_cast<float*>(t.c);
+  for (int r = 0; r < t.rows; ++r, c += t.ldc, acc += kPanel)
+    for (int v = 0; v < kV; ++v) {
+      const __m512i s = _mm512_sll_epi32(_mm512_load_si512(acc + 16 * v), shift);
+      const __m512i x =
+          _mm512_add_epi32(_mm512_add_epi32(s, _mm512_set1_epi32(t.row->correction[r])), add[v]);
+      if constexpr (kOut == IntOut::s32) {
+        _mm512_mask_storeu_epi32(c + 16 * v, mask[v], x);
+      } else {
+        const __m512 factor = _mm512_mul_ps(_mm512_set1_ps(t.row->scale[r]), scale[v]);
+        _mm512_mask_storeu_ps(c + 16 * v, mask[v], _mm512_fmadd_ps(_mm512_cvtepi32_ps(x), factor, bias[v]));
+      }
     }
-  };
-  columns(0);
-  if constexpr (kV == 2) columns(1);
+}
+
+void store_int_tile(const IntTile& t, const int32_t* acc) {
+  static constexpr void (*table[2][3])(const IntTile&, const int32_t*) = {
+      {store_int_rows<1, IntOut::s32>, store_int_rows<1, IntOut::f32>, store_int_rows<1, IntOut::f64>},
+      {store_int_rows<2, IntOut::s32>, store_int_rows<2, IntOut::f32>, store_int_rows<2, IntOut::f64>}};
+  table[t.cols > 16][int(t.out)](t, acc);
 }
 
 /// Four accumulators of 16 × 16; rows and columns that the tile lacks are computed from what lies in the
 /// packed buffers and dropped.
 template <int kRowTiles, int kColTiles>
-void run_amx(const IntTile& t) {
-  alignas(64) int32_t buffer[kMaxRows * kPanel];
-  int32_t* const acc = t.plain ? static_cast<int32_t*>(t.c) : buffer;
-  const int64_t a_row = (t.words + 15) / 16 * 64, b_row = t.b_step * 4;
+void run_amx(const IntTile& t, int32_t* acc) {
+  const int64_t a_row = t.a_row, b_row = t.b_step * 4;
   const auto* a = reinterpret_cast<const char*>(t.a);
   const char* const a1 = a + 16 * a_row;
-  if (!t.plain)
-    for (int r = 0; r < t.rows; ++r) {  // rows of C are far apart
+  if (!t.plain)  // C is written by the epilogue, later
+    for (int r = 0; r < t.rows; ++r) {
       const auto* const c = static_cast<const uint32_t*>(t.c) + r * t.ldc;
-      prefetch(c);
-      if constexpr (kColTiles == 2) prefetch(c + t.cols - 1);
+      prefetch<_MM_HINT_T1>(c);
+      if constexpr (kColTiles == 2) prefetch<_MM_HINT_T1>(c + t.cols - 1);
     }
   _tile_zero(0);
   _tile_zero(1);
@@ -288,7 +303,22 @@ void run_amx(const IntTile& t) {
   if constexpr (kColTiles == 2) _tile_stored(1, acc + 16, kPanel * 4);
   if constexpr (kRowTiles == 2) _tile_stored(2, acc + 16 * kPanel, kPanel * 4);
   if constexpr (kRowTiles == 2 && kColTiles == 2) _tile_stored(3, acc + 16 * kPanel + 16, kPanel * 4);
-  if (!t.plain) store_int_rows<kColTiles>(t, acc);
+}
+
+/// The epilogue of a tile runs beside the multiplications of the next one.
+struct Pending {
+  alignas(64) int32_t acc[2][kMaxRows * kPanel];
+  IntTile tile;
+  bool any = false;
+  int next = 0;  // accumulators that the next tile may use
+};
+constinit thread_local Pending pending{};
+
+void multiply(const IntTile& t, int32_t* acc) {
+  if (t.cols <= 16)
+    t.rows <= 16 ? run_amx<1, 1>(t, acc) : run_amx<2, 1>(t, acc);
+  else
+    t.rows <= 16 ? run_amx<1, 2>(t, acc) : run_amx<2, 2>(t, acc);
 }
 
 }  // namespace
@@ -302,13 +332,20 @@ void amx_begin() {
   static constexpr Config all_whole;  // in memory: the intrinsic tells gcc of its first bytes only
   _tile_loadconfig(&all_whole);
 }
-void amx_end() { _tile_release(); }
+void amx_flush() {
+  if (pending.any) store_int_tile(pending.tile, pending.acc[1 - pending.next]);
+  pending.any = false;
+}
+void amx_end() {
+  amx_flush();
+  _tile_release();
+}
 
 void gemm_tile_int8_amx(const IntTile& t) {
-  if (t.cols <= 16)
-    t.rows <= 16 ? run_amx<1, 1>(t) : run_amx<2, 1>(t);
-  else
-    t.rows <= 16 ? run_amx<1, 2>(t) : run_amx<2, 2>(t);
+  if (t.plain) return multiply(t, static_cast<int32_t*>(t.c));
+  multiply(t, pending.acc[pending.next]);
+  amx_flush();
+  pending.tile = t, pending.any = true, pending.next = 1 - pending.next;
 }
 
 void gemm_tile_f32_avx512(const Tile<float>& t) {

@@ -112,9 +112,30 @@ inline __m128i load_bytes(const uint8_t* p, int n) {
   return _mm_load_si128(reinterpret_cast<const __m128i*>(buffer));
 }
 
+/// 32 rows at once.
+int64_t interleave_panel(const uint8_t* src, int64_t col, int64_t words, uint8_t sub, uint32_t* dst, int ld) {
+  const __m256i s = _mm256_set1_epi8(char(sub));
+  for (int64_t w = 0; w < words; ++w, src += 4 * col, dst += ld) {
+    __m256i v[4];
+    for (int i = 0; i < 4; ++i)
+      v[i] = _mm256_sub_epi8(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(src + i * col)), s);
+    const __m256i a = _mm256_unpacklo_epi8(v[0], v[1]), b = _mm256_unpackhi_epi8(v[0], v[1]);
+    const __m256i c = _mm256_unpacklo_epi8(v[2], v[3]), d = _mm256_unpackhi_epi8(v[2], v[3]);
+    const __m256i out[4] = {_mm256_unpacklo_epi16(a, c), _mm256_unpackhi_epi16(a, c),
+                            _mm256_unpacklo_epi16(b, d), _mm256_unpackhi_epi16(b, d)};
+    auto* const to = reinterpret_cast<__m256i*>(dst);
+    for (int i = 0; i < 2; ++i) {
+      _mm256_storeu_si256(to + i, _mm256_permute2x128_si256(out[2 * i], out[2 * i + 1], 0x20));
+      _mm256_storeu_si256(to + 2 + i, _mm256_permute2x128_si256(out[2 * i], out[2 * i + 1], 0x31));
+    }
+  }
+  return words;
+}
+
 /// Rows of the operand are contiguous bytes: four k are interleaved, 16 rows at a time, last group first.
 int64_t interleave_codes(const uint8_t* src, int64_t col, int rows, int64_t k, uint8_t sub, uint32_t* dst,
                          int ld) {
+  if (rows == 32) return interleave_panel(src, col, k / 4, sub, dst, ld);
   const __m128i s = _mm_set1_epi8(char(sub));
   const int64_t words = k / 4;
   for (int64_t w = 0; w < words; ++w)
@@ -131,8 +152,27 @@ int64_t interleave_codes(const uint8_t* src, int64_t col, int rows, int64_t k, u
   return words;
 }
 
+/// to[i] = src[i] − sub for i < k, then zeros up to a multiple of 16. Returns how many bytes were written.
+int64_t copy_bytes(const uint8_t* src, int64_t k, uint8_t sub, uint8_t* to) {
+  static constexpr int8_t kDown[32] = {0,  1,  2,  3,  4,  5,  6,  7,  8,  9,  10, 11, 12, 13, 14, 15,
+                                       -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1};
+  const __m128i s = _mm_set1_epi8(char(sub));
+  if (k < 16) return 0;
+  int64_t i = 0;
+  for (; i + 16 <= k; i += 16)
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to + i),
+                     _mm_sub_epi8(_mm_loadu_si128(reinterpret_cast<const __m128i*>(src + i)), s));
+  if (i == k) return k;
+  // the last 16 bytes, less those that were copied
+  const __m128i down = _mm_loadu_si128(reinterpret_cast<const __m128i*>(kDown + i + 16 - k));
+  const __m128i rest = _mm_sub_epi8(_mm_loadu_si128(reinterpret_cast<const __m128i*>(src + k - 16)), s);
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to + i), _mm_shuffle_epi8(rest, down));
+  return i + 16;
+}
+
 #else
 
+int64_t copy_bytes(const uint8_t*, int64_t, uint8_t, uint8_t*) { return 0; }
 int64_t transpose_blocks(const uint8_t*, int64_t, int, int64_t, uint8_t, uint32_t*, int) { return 0; }
 void copy_floats(const float* src, int64_t col, int rows, int64_t cols, float* dst, int ld) {
   for (int64_t k = 0; k < cols; ++k) std::memcpy(dst + k * ld, src + k * col, size_t(rows) * 4);
@@ -260,9 +300,12 @@ void pack_code_tile(const IntKernel& kernel, const uint8_t* src, int64_t row, in
   }
   for (int r = 0; r < rows; ++r) {
     auto* to = reinterpret_cast<uint8_t*>(dst) + size_t(r) * line;
-    if (col == 1)
-      for (int64_t i = 0; i < k; ++i) to[i] = uint8_t(src[r * row + i] - sub);
-    std::memset(to + k, 0, line - size_t(k));
+    int64_t done = k;
+    if (col == 1) {
+      done = copy_bytes(src + r * row, k, sub, to);
+      for (; done < k; ++done) to[done] = uint8_t(src[r * row + done] - sub);
+    }
+    for (; done < int64_t(line); ++done) to[done] = 0;
   }
 }
 

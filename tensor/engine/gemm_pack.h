@@ -93,9 +93,10 @@ struct Blocking {
   double work;                                       // multiply-adds of the whole product
   bool rows_only = false;                            // never split columns: a row of A is packed exactly once
   bool keep_a = false;  // one k block, large panels of B: all of A is packed first, a panel where it is used
+  bool full_tiles = false;  // all but the last have mr rows; else they are of nearly equal height
   int64_t tiles() const { return ceil_div(m, mr); }
   int64_t panels() const { return ceil_div(n, kPanel); }
-  int64_t row(int64_t tile) const { return m * tile / tiles(); }  // tiles of nearly equal height
+  int64_t row(int64_t tile) const { return full_tiles ? std::min(m, tile * mr) : m * tile / tiles(); }
 };
 
 /// Engine: place(batch) → Place; pack_a(place, k_block, row, rows, dst), pack_b(place, k_block, col, cols,
@@ -124,6 +125,7 @@ class BlockedProduct {
   static constexpr size_t kPackedBytes = 8 << 20;  // packed B kept at a time
   static constexpr size_t kRowBlockBytes = 256 << 10;
   static constexpr int64_t kTilesInPlace = 12;
+  static constexpr size_t kPanelsInL2 = 1 << 20;
 
   int64_t chunk() const {  // k blocks packed at a time
     const size_t one = b_.b_panel_bytes * size_t(b_.panels());
@@ -212,21 +214,19 @@ class BlockedProduct {
         thread_scratch(Scratch::a, size_t(std::min(group, t1 - t0)) * b_.a_tile_bytes + kPackSlack));
     auto* columns = static_cast<char*>(thread_scratch(Scratch::columns, size_t(p1 - p0) * b_.column_bytes));
     const auto place = e_.place(batch);
-    [[maybe_unused]] const auto session = e_.session();
+    const auto session = e_.session();
     e_.prepare(place, p0, p1, packed, columns);
+    // Whole rows of C one after the other are written faster; B is then read from the second level cache.
+    const bool by_rows = b_.k_blocks == 1 && size_t(p1 - p0) * b_.b_panel_bytes <= kPanelsInL2;
     for (int64_t g0 = t0; g0 < t1; g0 += group) {  // this block of C stays in the cache over the k blocks
       const int64_t g1 = std::min(g0 + group, t1);
+      const auto one = [&](int64_t k, int64_t t, int64_t p) {
+        e_.tile(place, k, b_.row(t), int(b_.row(t + 1) - b_.row(t)), p * kPanel, panel_cols(p),
+                a + size_t(t - g0) * b_.a_tile_bytes, packed + panel_offset(k - k0, p),
+                columns + size_t(p - p0) * b_.column_bytes);
+      };
       const auto panel = [&](int64_t k, int64_t p) {
-        const char* b = packed + panel_offset(k - k0, p);
-        const char* column = columns + size_t(p - p0) * b_.column_bytes;
-        const int cols = panel_cols(p);
-        int64_t row = b_.row(g0);
-        for (int64_t t = g0; t < g1; ++t) {
-          const int64_t next = b_.row(t + 1);
-          e_.tile(place, k, row, int(next - row), p * kPanel, cols, a + size_t(t - g0) * b_.a_tile_bytes, b,
-                  column);
-          row = next;
-        }
+        for (int64_t t = g0; t < g1; ++t) one(k, t, p);
       };
       if (!b_.a_tile_bytes) {
         for (int64_t p = p0; p < p1; ++p)
@@ -237,8 +237,13 @@ class BlockedProduct {
         for (int64_t t = g0; t < g1; ++t)
           e_.pack_a(place, k, b_.row(t), int(b_.row(t + 1) - b_.row(t)),
                     a + size_t(t - g0) * b_.a_tile_bytes);
-        for (int64_t p = p0; p < p1; ++p) panel(k, p);
+        if (by_rows)
+          for (int64_t t = g0; t < g1; ++t)
+            for (int64_t p = p0; p < p1; ++p) one(k, t, p);
+        else
+          for (int64_t p = p0; p < p1; ++p) panel(k, p);
       }
+      session.flush();
     }
   }
 
