@@ -183,7 +183,7 @@ class DigitEngine {
                 cols,
                 ceil_div(g_.k, 4),
                 reinterpret_cast<const uint32_t*>(a + (floats_in_a_ ? size_t(d) * tile_bytes_ : 0)),
-                int64_t(round_up(size_t(g_.k), 64)),
+                packed_row(kernel_, g_.k),
                 reinterpret_cast<const uint32_t*>(b + (floats_in_a_ ? 0 : size_t(d) * panel_data_)),
                 panel_width(cols),
                 2 * max_code_ * (floats_in_a_ ? 255 : 128) <= 32767,

@@ -91,8 +91,9 @@ class CodedEngine {
       : g_(g),
         kernel_(kernel),
         plan_(g),
-        in_place_(kernel.by_rows && g.a.stride.k == 1 && plan_.a.zero == 0 && g.k % 64 == 0 && g.k <= 1024 &&
-                  g.a.stride.row % 2048 != 0),
+        in_place_(kernel.in_place && !weighted_rows() && g.a.stride.k == 1 && plan_.a.zero == 0 && g.k >= 4 &&
+                  g.a.stride.row >= g.k && g.a.stride.row % 2048 != 0 &&
+                  (!kernel.by_rows || (g.k % 64 == 0 && g.k <= 1024))),
         tile_bytes_(detail::code_tile_bytes(kernel, g.k)) {}
 
   Blocking blocking() const {
@@ -129,7 +130,7 @@ class CodedEngine {
   void pack_a(const Place& at, int64_t, int64_t row, int rows, char* dst) const {
     const auto* src = static_cast<const uint8_t*>(g_.a.data) + at.a + row * g_.a.stride.row;
     if (g_.quantize) quantize_rows(at.index, row, rows, const_cast<uint8_t*>(src));
-    if (!reads_in_place(rows))
+    if (!reads_in_place(row, rows))
       detail::pack_code_tile(kernel_, src, g_.a.stride.row, g_.a.stride.k, rows, g_.k, uint8_t(plan_.a.zero),
                              dst);
     auto& info = *reinterpret_cast<RowInfo*>(dst + tile_bytes_);
@@ -152,14 +153,14 @@ class CodedEngine {
   void tile(const Place& at, int64_t, int64_t row, int rows, int64_t col, int cols, const char* a,
             const char* b, const char* columns) const {
     const int64_t c = at.c + row * g_.c_row + col * g_.c_col;
-    const bool in_place = reads_in_place(rows);
+    const bool in_place = reads_in_place(row, rows);
     const char* const codes =
         in_place ? static_cast<const char*>(g_.a.data) + at.a + row * g_.a.stride.row : a;
     detail::IntTile t{rows,
                       cols,
                       words(g_.k),
                       reinterpret_cast<const uint32_t*>(codes),
-                      in_place ? g_.a.stride.row : int64_t(detail::round_up(size_t(g_.k), 64)),
+                      in_place ? g_.a.stride.row : detail::packed_row(kernel_, g_.k),
                       reinterpret_cast<const uint32_t*>(b),
                       detail::panel_width(cols),
                       2 * plan_.a.max_packed * plan_.b.max_packed <= 32767,
@@ -180,8 +181,13 @@ class CodedEngine {
   }
 
  private:
-  /// The kernel reads whole tiles: what lies behind the last row may not be ours.
-  bool reads_in_place(int rows) const { return in_place_ && rows == kernel_.mr; }
+  /// Σ_k e_k·X̂ of the packed rows enters the result.
+  bool weighted_rows() const { return plan_.out == IntOut::f64 && g_.b.offset && g_.b.offset_stride.k != 0; }
+
+  /// A kernel reads whole tiles, or whole words: what lies behind the last row may not be ours.
+  bool reads_in_place(int64_t row, int rows) const {
+    return in_place_ && (kernel_.by_rows ? rows == kernel_.mr : g_.k % 4 == 0 || row + rows < g_.m);
+  }
 
   void quantize_rows(const BatchIndex& i, int64_t row, int rows, uint8_t* codes) const {
     const auto& xs = g_.quantize_stride;
@@ -207,10 +213,10 @@ class CodedEngine {
     if (plan_.out == IntOut::f64) {
       offsets = detail::offset_sums(g_, i);
       const float* const e = detail::batch_offsets(g_.b, i);
-      if (const int64_t step = g_.b.offset_stride.k; e && step)
+      if (weighted_rows())
         weighted_sums<uint8_t>(packed, kernel_.by_rows ? 4 : 4 * rows,
                                kernel_.by_rows ? detail::panel_words(g_.k) * 4 : 4, rows, g_.k, plan_.a.shift,
-                               e, step, weighted);
+                               e, g_.b.offset_stride.k, weighted);
     }
     for (int r = 0; r < rows; ++r) {
       const RowTerms t = detail::row_terms(g_, plan_, i, row + r, sums[r], weighted[r], offsets);

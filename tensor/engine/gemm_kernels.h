@@ -66,7 +66,7 @@ struct IntTile {
   int rows, cols;
   int64_t words;  // ceil(k / 4)
   const uint32_t* a;
-  int64_t a_row;  // bytes between rows of A, of kernels that read it by rows
+  int64_t a_row;  // bytes between rows of A where it is read by rows; 0: words of four k
   const uint32_t* b;
   int64_t b_step;
   bool narrow;  // 2·max(a)·max|b| ≤ 32767: pairs of products fit 16 bits
@@ -91,7 +91,8 @@ static inline __attribute__((always_inline)) void for_ranges(const IntTile& t, F
 
 struct IntKernel {
   int mr;
-  bool by_rows;  // how A is packed: [mr][k rounded up to 64] bytes
+  bool by_rows;   // how A is packed: [mr][k rounded up to 64] bytes
+  bool in_place;  // reads a row-major A well: of k that are multiples of 64 if by_rows, else of any
   void (*run)(const IntTile&);
   void (*begin)() = nullptr;  // around a series of tiles on one thread; or null
   void (*end)() = nullptr;

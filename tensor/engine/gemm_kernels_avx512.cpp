@@ -21,6 +21,7 @@ template <int... I>
 using Seq = std::integer_sequence<int, I...>;
 
 #define LOWBIT_INLINE static inline __attribute__((always_inline))
+#define LOWBIT_MEMBER __attribute__((always_inline))
 
 LOWBIT_INLINE __mmask16 lanes(int n) { return n >= 16 ? 0xffff : n <= 0 ? 0 : __mmask16((1u << n) - 1); }
 
@@ -108,24 +109,30 @@ LOWBIT_INLINE void tile_f32(const Tile<float>& t, Seq<R...>) {
   (store_row<kV>(out, R, s0[R], s1[R]), ...);
 }
 
-template <int kV>
-LOWBIT_INLINE void store_int(const IntTile& t, int r, const __m512i (&s)[kV]) {
-  const __m512i row = _mm512_set1_epi32(t.row->correction[r]);
-  const __m128i shift = _mm_cvtsi32_si128(t.shift);
-  for (int v = 0; v < kV; ++v) {
-    const __mmask16 m = lanes(t.cols - 16 * v);
-    const __m512i x = _mm512_add_epi32(_mm512_add_epi32(_mm512_sll_epi32(s[v], shift), row),
-                                       _mm512_loadu_si512(t.col->correction + 16 * v));
-    if (t.out == IntOut::s32) {
-      _mm512_mask_storeu_epi32(static_cast<int32_t*>(t.c) + r * t.ldc + 16 * v, m, x);
-    } else {
-      const __m512 scale =
-          _mm512_mul_ps(_mm512_set1_ps(t.row->scale[r]), _mm512_loadu_ps(t.col->scale + 16 * v));
-      const __m512 y = _mm512_fmadd_ps(_mm512_cvtepi32_ps(x), scale, _mm512_loadu_ps(t.col->bias + 16 * v));
-      _mm512_mask_storeu_ps(static_cast<float*>(t.c) + r * t.ldc + 16 * v, m, y);
+/// What an epilogue in 32 bits needs of the columns of a tile; constants stay in registers.
+template <int kV, IntOut kOut>
+struct IntStore {
+  __mmask16 mask[kV];
+  __m512i add[kV];
+  __m512 scale[kV], bias[kV];
+  __m128i shift;
+
+  LOWBIT_MEMBER explicit IntStore(const IntTile& t) : shift(_mm_cvtsi32_si128(t.shift)) {
+    for (int v = 0; v < kV; ++v) {
+      mask[v] = lanes(t.cols - 16 * v);
+      add[v] = _mm512_loadu_si512(t.col->correction + 16 * v);
+      scale[v] = _mm512_loadu_ps(t.col->scale + 16 * v), bias[v] = _mm512_loadu_ps(t.col->bias + 16 * v);
     }
   }
-}
+  LOWBIT_MEMBER void row(const IntTile& t, int r, int v, __m512i s) const {
+    auto* const c = static_cast<float*>(t.c) + r * t.ldc + 16 * v;
+    const __m512i x = _mm512_add_epi32(
+        _mm512_add_epi32(_mm512_sll_epi32(s, shift), _mm512_set1_epi32(t.row->correction[r])), add[v]);
+    if constexpr (kOut == IntOut::s32) return _mm512_mask_storeu_epi32(c, mask[v], x);
+    const __m512 factor = _mm512_mul_ps(_mm512_set1_ps(t.row->scale[r]), scale[v]);
+    _mm512_mask_storeu_ps(c, mask[v], _mm512_fmadd_ps(_mm512_cvtepi32_ps(x), factor, bias[v]));
+  }
+};
 
 LOWBIT_INLINE __m256 exact8(const IntTile& t, int r, int c, __m256i acc) {
   const RowInfo& ri = *t.row;
@@ -157,29 +164,47 @@ __attribute__((noinline)) void store_exact_tile(const IntTile& t, const __m512i*
   }
 }
 
-template <int kV, int... R>
+typedef float Unaligned __attribute__((aligned(1), may_alias));
+
+/// Four k further, of all rows.
+template <bool kInPlace, int kR>
+LOWBIT_INLINE void next_words(const char* (&p)[5]) {
+  if constexpr (kInPlace) {
+    for (int i = 0; i < 5; ++i) p[i] += 4;
+    asm volatile("" : "+r"(p[0]), "+r"(p[1]), "+r"(p[2]), "+r"(p[3]), "+r"(p[4]));  // five, not fourteen
+  } else {
+    p[0] += 4 * kR;
+  }
+}
+
+template <int kV, bool kInPlace, int... R>
 LOWBIT_INLINE void tile_int(const IntTile& t, Seq<R...>) {
   constexpr int rows = sizeof...(R);
   __m512i s0[rows], s1[rows];
   ((s0[R] = s1[R] = _mm512_setzero_si512()), ...);
   const auto* c = static_cast<const uint32_t*>(t.c);
-  (prefetch(c + R * t.ldc), ...);
-  if constexpr (kV == 2) (prefetch(c + R * t.ldc + t.cols - 1), ...);
+  (prefetch<_MM_HINT_T1>(c + R * t.ldc), ...);
+  if constexpr (kV == 2) (prefetch<_MM_HINT_T1>(c + R * t.ldc + t.cols - 1), ...);
   for_ranges(
       t, [&](int64_t begin, int64_t end) __attribute__((always_inline)) {
-        const auto* a = reinterpret_cast<const int32_t*>(t.a) + begin * rows;
+        const int64_t stride = t.a_row;
+        const auto* const a = reinterpret_cast<const char*>(t.a) + begin * 4 * (kInPlace ? 1 : rows);
+        const char* p[5];
+        for (int i = 0; i < 5; ++i) p[i] = kInPlace ? a + 3 * i * stride : a;
         const uint32_t* b = t.b + begin * t.b_step;
-        for (int64_t k = end - begin; k > 0; --k, a += rows, b += t.b_step) {
+        for (int64_t k = end - begin; k > 0; --k, b += t.b_step) {
           const __m512i b0 = _mm512_loadu_si512(b);
           __m512i b1 = b0;
           if constexpr (kV == 2) b1 = _mm512_loadu_si512(b + 16);
           const auto step = [&](int r, __m512i& x, __m512i& y) __attribute__((always_inline)) {
             // a float broadcast: straight from memory, not through a general register
-            const __m512i v = _mm512_castps_si512(_mm512_set1_ps(reinterpret_cast<const float*>(a)[r]));
+            const char* const from = kInPlace ? p[r / 3] + (r % 3) * stride : p[0] + 4 * r;
+            const __m512i v = _mm512_castps_si512(_mm512_set1_ps(*reinterpret_cast<const Unaligned*>(from)));
             x = _mm512_dpbusd_epi32(x, v, b0);
             if constexpr (kV == 2) y = _mm512_dpbusd_epi32(y, v, b1);
           };
           (step(R, s0[R], s1[R]), ...);
+          next_words<kInPlace, rows>(p);
         }
       });
   if (t.out == IntOut::f64) {
@@ -189,25 +214,27 @@ LOWBIT_INLINE void tile_int(const IntTile& t, Seq<R...>) {
     store_exact_tile<kV>(t, acc);
     return;
   }
-  const auto store = [&](int r, __m512i x, __m512i y) __attribute__((always_inline)) {
-    if constexpr (kV == 2) {
-      const __m512i s[2] = {x, y};
-      store_int(t, r, s);
-    } else {
-      const __m512i s[1] = {x};
-      store_int(t, r, s);
-    }
+  const auto store = [&](auto out) __attribute__((always_inline)) {
+    const IntStore<kV, out> to(t);
+    const auto row = [&](int r, __m512i x, __m512i y) __attribute__((always_inline)) {
+      to.row(t, r, 0, x);
+      if constexpr (kV == 2) to.row(t, r, 1, y);
+    };
+    (row(R, s0[R], s1[R]), ...);
   };
-  (store(R, s0[R], s1[R]), ...);
+  if (t.out == IntOut::s32)
+    store(std::integral_constant<IntOut, IntOut::s32>{});
+  else
+    store(std::integral_constant<IntOut, IntOut::f32>{});
 }
 
 template <int kV, bool kInPlace, int kR>
 void run_f32(const Tile<float>& t) {
   tile_f32<kV, kInPlace>(t, std::make_integer_sequence<int, kR>{});
 }
-template <int kV, int kR>
+template <int kV, bool kInPlace, int kR>
 void run_int(const IntTile& t) {
-  tile_int<kV>(t, std::make_integer_sequence<int, kR>{});
+  tile_int<kV, kInPlace>(t, std::make_integer_sequence<int, kR>{});
 }
 
 template <int kV, int... R>
@@ -218,8 +245,9 @@ LOWBIT_INLINE void pick_f32(const Tile<float>& t, Seq<R...>) {
 }
 template <int kV, int... R>
 LOWBIT_INLINE void pick_int(const IntTile& t, Seq<R...>) {
-  static constexpr void (*table[])(const IntTile&) = {run_int<kV, R + 1>...};
-  table[t.rows - 1](t);
+  static constexpr void (*packed[])(const IntTile&) = {run_int<kV, false, R + 1>...};
+  static constexpr void (*in_place[])(const IntTile&) = {run_int<kV, true, R + 1>...};
+  (t.a_row == 0 ? packed : in_place)[t.rows - 1](t);
 }
 
 /// The epilogue of rows in memory; constants of columns stay in registers.
@@ -231,30 +259,11 @@ LOWBIT_INLINE void store_int_rows(const IntTile& t, const int32_t* acc) {
       for (int v = 0; v < kV; ++v) s[v] = _mm512_load_si512(acc + 16 * v);
       store_exact<kV>(t, r, s);
     }
-    return;
+  } else {
+    const IntStore<kV, kOut> to(t);
+    for (int r = 0; r < t.rows; ++r, acc += kPanel)
+      for (int v = 0; v < kV; ++v) to.row(t, r, v, _mm512_load_si512(acc + 16 * v));
   }
-  const __m128i shift = _mm_cvtsi32_si128(t.shift);
-  __mmask16 mask[kV];
-  __m512i add[kV];
-  __m512 scale[kV], bias[kV];
-  for (int v = 0; v < kV; ++v) {
-    mask[v] = lanes(t.cols - 16 * v);
-    add[v] = _mm512_loadu_si512(t.col->correction + 16 * v);
-    scale[v] = _mm512_loadu_ps(t.col->scale + 16 * v), bias[v] = _mm512_loadu_ps(t.col->bias + 16 * v);
-  }
-  auto* c = static_cast<float*>(t.c);
-  for (int r = 0; r < t.rows; ++r, c += t.ldc, acc += kPanel)
-    for (int v = 0; v < kV; ++v) {
-      const __m512i s = _mm512_sll_epi32(_mm512_load_si512(acc + 16 * v), shift);
-      const __m512i x =
-          _mm512_add_epi32(_mm512_add_epi32(s, _mm512_set1_epi32(t.row->correction[r])), add[v]);
-      if constexpr (kOut == IntOut::s32) {
-        _mm512_mask_storeu_epi32(c + 16 * v, mask[v], x);
-      } else {
-        const __m512 factor = _mm512_mul_ps(_mm512_set1_ps(t.row->scale[r]), scale[v]);
-        _mm512_mask_storeu_ps(c + 16 * v, mask[v], _mm512_fmadd_ps(_mm512_cvtepi32_ps(x), factor, bias[v]));
-      }
-    }
 }
 
 void store_int_tile(const IntTile& t, const int32_t* acc) {

@@ -37,6 +37,11 @@ void pack_codes(const uint8_t* src, int64_t row, int64_t col, int rows, int64_t 
 /// Bytes of a packed integer tile of A.
 size_t code_tile_bytes(const IntKernel& kernel, int64_t k);
 
+/// Bytes between its rows, 0 where it holds words.
+inline int64_t packed_row(const IntKernel& kernel, int64_t k) {
+  return kernel.by_rows ? (k + 63) / 64 * 64 : 0;
+}
+
 /// The same into a tile of A as the kernel wants it.
 void pack_code_tile(const IntKernel& kernel, const uint8_t* src, int64_t row, int64_t col, int rows,
                     int64_t k, uint8_t sub, char* dst);
