@@ -289,6 +289,12 @@ void gemm(Tensor& out, const GemmInput& a, const GemmInput& b, const Tensor& bia
   GemmArgs g;
   detail::set_product(op, g, out, t, a, b, bias);
   g.alpha = alpha, g.beta = beta, g.digits = digits;
+  Tensor work;
+  if (digits && out.device().is_cuda() && detail::digits_apply(g)) {
+    const int64_t lines = g.batch[0] * g.batch[1] * g.batch[2] * (a.coded() ? g.n : g.m);
+    work = Tensor::empty({lines * int64_t(sizeof(detail::DigitLine))}, DType::u8, out.device());
+    g.work = work.data<uint8_t>();
+  }
   gemm_kernel(g, out.device());
 }
 

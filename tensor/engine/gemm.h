@@ -50,6 +50,7 @@ struct GemmArgs : ProductArgs {  ///< C f32, or f64 with f64 operands
   double beta = 0;
   int digits =
       0;  ///< 2, 3: floats times codes as so many integer products where that is possible (gemm_digits.h)
+  void* work = nullptr;  ///< a DigitLine for each line of floats, where digits are used on CUDA
 };
 extern KernelSlot<GemmArgs> gemm_kernel;
 

@@ -1,9 +1,8 @@
 // Float products on CUDA: tiles of floats in shared memory, codes dequantized on the way there, and the
-// summation order of gemm.h written out, so that the bits are those of the CPU kernels. It is the plain
-// version that cuBLASLt kernels will be compared with. GemmArgs::digits is not used here: gradients of coded
-// products are float products.
+// summation order of gemm.h written out, so that the bits are those of the CPU kernels.
 
 #include "tensor/engine/gemm.cuh"
+#include "tensor/engine/gemm_digits.h"
 #include "tensor/hd/math.h"
 
 namespace lowbit {
@@ -102,6 +101,7 @@ __global__ void __launch_bounds__(kProductThreads)
 void gemm_cuda(const GemmArgs& g, Stream stream) {
   LOWBIT_CHECK(g.c_dtype == DType::f32, dtype, "gemm", "dtype must be f32 on cuda (got ",
                dtype_name(g.c_dtype), ")");
+  if (g.work) return detail::gemm_digits_cuda(g, stream);
   const unsigned blocks = cuda::product_blocks("gemm", g);
   if (blocks == 0) return;
   cuda::launch("gemm", gemm_kernel_cuda, blocks, kProductThreads, stream, g, gemm_k_block(g.k));

@@ -43,12 +43,6 @@ void measure_panel(const SplitPanelArgs& a, SplitLines& out) {
     for (const auto& lane : lanes) out.squares[c] += lane[c];
 }
 
-/// Digit d of q as an unsigned byte; B has signed ones, each less 128.
-uint8_t digit_of(int32_t q, int digits, int d, bool is_signed) {
-  const int32_t u = q + digit_zero(digits);
-  return uint8_t((u >> 8 * d) + ((d == 3) != is_signed ? 128 : 0));
-}
-
 void split_line(const SplitLineArgs& a, SplitLines& out, int line) {
   int64_t sum = 0;
   for (int64_t k = 0; k < a.k; ++k) {
@@ -83,29 +77,22 @@ void digit_sums(const DigitSums& a) {
     }
 }
 
-/// A few values dominate the line, so that 24 bits under its largest one are too coarse for the others.
-bool is_heavy(int32_t top_bits, float squares, int64_t k) {
-  const double top = double(std::bit_cast<float>(top_bits));
-  return top_bits < 0x7f800000 && top * top * double(k) > double(kHeavyRatio * kHeavyRatio) * double(squares);
-}
-
-/// v of measured lines; returns the digits of their tile, four when any of them is heavy. The value of a line
-/// depends on the line alone.
+/// v of measured lines; returns the digits of their tile, four when any of them is heavy.
 int choose_scales(SplitLines& s, int lines, int64_t k, int digits, bool heavy_allowed) {
   int used = digits;
   for (int i = 0; i < lines; ++i) {
-    s.v[i] = fixed_point(s.top[i], digits);
-    if (heavy_allowed && s.v[i] < std::numeric_limits<float>::max() / kHeavyScale &&
-        is_heavy(s.top[i], s.squares[i], k))
-      s.v[i] *= kHeavyScale, used = kMaxDigits;
+    const LineScale line = line_scale(s.top[i], s.squares[i], k, digits, heavy_allowed);
+    s.v[i] = line.v, used = std::max(used, line.digits);
   }
   return used;
 }
 
-/// 1 / v; NaN when the line holds a NaN or an infinity, whose bits are larger than those of any number.
-double unit_of(int32_t top_bits, float v) {
-  if (top_bits >= 0x7f800000) return std::numeric_limits<double>::quiet_NaN();
-  return v > 0 ? 1 / double(v) : 0;
+/// What is subtracted from codes: unsigned bytes in A, signed ones in B.
+int packed_zero(const GemmOperand& codes, bool in_b) {
+  return in_b ? (codes.hi > 127 ? 128 : 0) : std::min(codes.lo, 0);
+}
+int largest_code(const GemmOperand& codes, int zero) {
+  return std::max(std::abs(codes.lo - zero), std::abs(codes.hi - zero));
 }
 
 class DigitEngine {
@@ -116,11 +103,11 @@ class DigitEngine {
         digits_(digit_kernel(current_isa())),
         floats_in_a_(!is_codes(g.a)),
         codes_(floats_in_a_ ? g.b : g.a),
-        zero_(floats_in_a_ ? (codes_.hi > 127 ? 128 : 0) : std::min(codes_.lo, 0)),
-        max_code_(std::max(std::abs(codes_.lo - zero_), std::abs(codes_.hi - zero_))),
+        zero_(packed_zero(codes_, floats_in_a_)),
+        max_code_(largest_code(codes_, zero_)),
         tile_bytes_(code_tile_bytes(kernel, g.k)),
         panel_data_(size_t(panel_words(g.k)) * kPanel * 4),
-        heavy_allowed_(g.digits == 3 && 255.0 * max_code_ * double(g.k) < 0x1p29) {}
+        heavy_allowed_(digit_plan(g).heavy_allowed) {}
 
   Blocking blocking() const {
     const int64_t batches = g_.batch[0] * g_.batch[1] * g_.batch[2];
@@ -365,11 +352,16 @@ bool digits_apply(const GemmArgs& g) {
   return 255.0 * largest * double(g.k) <= std::numeric_limits<int32_t>::max();
 }
 
+DigitPlan digit_plan(const GemmArgs& g) {
+  const GemmOperand &floats = is_codes(g.a) ? g.b : g.a, &codes = is_codes(g.a) ? g.a : g.b;
+  const bool rows = floats.stride.k == 1 || floats.stride.row != 1;
+  const int largest = largest_code(codes, packed_zero(codes, rows));
+  return {rows, g.digits == 3 && 255.0 * largest * double(g.k) < 0x1p29};
+}
+
 void gemm_digits_cpu(GemmArgs g) {
-  // Floats whose line is contiguous along k are split as A, others as B.
-  const GemmOperand& floats = is_codes(g.a) ? g.b : g.a;
-  const bool as_a = floats.stride.k == 1 || floats.stride.row != 1;
-  if (as_a == is_codes(g.a)) {
+  // Rows are split as A, columns as B.
+  if (digit_plan(g).floats_as_rows == is_codes(g.a)) {
     std::swap(g.a, g.b);
     std::swap(g.m, g.n);
     std::swap(g.c_row, g.c_col);

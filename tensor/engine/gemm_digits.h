@@ -27,6 +27,21 @@ namespace lowbit::detail {
 /// sums within 32 bits. A function of the arguments alone.
 bool digits_apply(const GemmArgs& g);
 
+/// What both devices derive from the arguments. The order of a line's mean square follows the layout.
+struct DigitPlan {
+  bool floats_as_rows;  ///< order of rows: numbers that lie side by side, or far apart in both directions
+  bool heavy_allowed;   ///< sums with a fourth digit stay below 2^53
+};
+DigitPlan digit_plan(const GemmArgs& g);
+
+/// A line of floats after measuring (CUDA).
+struct DigitLine {
+  double factor, sum;  ///< alpha / v, Σ q
+  float v;
+  int digits;
+};
+
 void gemm_digits_cpu(GemmArgs g);
+void gemm_digits_cuda(GemmArgs g, Stream stream);  ///< needs GemmArgs::work
 
 }  // namespace lowbit::detail

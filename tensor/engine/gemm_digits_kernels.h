@@ -6,25 +6,10 @@
 #include <cstdint>
 #include <limits>
 
+#include "tensor/engine/digit_terms.h"
 #include "tensor/engine/gemm_kernels.h"
 
 namespace lowbit::detail {
-
-inline constexpr int kMaxDigits = 4;  // of heavy lines; three, or two, of others
-
-inline int32_t magnitude_bits(float x) { return std::bit_cast<int32_t>(x) & 0x7fffffff; }
-
-/// The fixed-point scale of a line from the bits of its largest magnitude; 0 for a line of zeros.
-inline float fixed_point(int32_t top_bits, int digits) {
-  const float top = std::bit_cast<float>(top_bits);
-  const float largest = digits == 3 ? 8388606.f : 32766.f;
-  return top > 0 ? std::min(largest / top, std::numeric_limits<float>::max()) : 0.f;
-}
-/// q + digit_zero has unsigned bytes; what is above the third is the fourth digit, signed.
-inline int32_t digit_zero(int digits) { return digits == 2 ? 1 << 15 : 1 << 23; }
-
-/// A line whose largest value is more than 12 times its root mean square is heavy: v is 16 times larger.
-inline constexpr float kHeavyScale = 16, kHeavyRatio = 12;
 
 /// Lines of one operand: the bits of the largest magnitude, Σ x² in f32, v, Σ q.
 struct SplitLines {
@@ -33,8 +18,6 @@ struct SplitLines {
   alignas(64) float v[kPanel] = {};
   alignas(64) double sum[kPanel] = {};
 };
-/// Order of Σ x²: number k goes to lane k mod 32 of a row, k mod 4 of a column; lanes are added in order.
-inline constexpr int kRowLanes = 32, kColumnLanes = 4;
 
 /// k floats of one line into unsigned bytes, plane by plane. scale: one factor for every k, or null.
 struct SplitLineArgs {

@@ -55,7 +55,7 @@ TEST(DeviceCuda, TrainingEqualsTheCpu) {
     for (const char* device : {"cpu", "cuda"}) {
       const Outcome r = lowbit_run(Words{"train", "--output", dir.path(), "--run", device, "--device", device,
                                          "--lr", std::to_string(kRate), "--warmup-epochs", "0", "--max-steps",
-                                         std::to_string(kSteps), "--backward", "f32"} +
+                                         std::to_string(kSteps)} +
                                    tiny_model() + tiny_data() + m.options);
       ASSERT_EQ(r.code, 0) << r.err;
     }

@@ -1,0 +1,199 @@
+// Floats times codes on integers (gemm_digits.h) on CUDA, with the bits of the CPU: the sums are exact, so
+// only the scale of a line has an order, that of digit_terms.h. The floats are always the rows here; a kernel
+// measures every line before the product, which cuts it into digits on the way to shared memory.
+
+#include "tensor/engine/code_tile.cuh"
+#include "tensor/engine/digit_terms.h"
+#include "tensor/engine/gemm_digits.h"
+#include "tensor/engine/gemm_pack.h"
+
+namespace lowbit {
+namespace {
+
+using cuda::kProductThreads;
+using cuda::kProductTile;
+using detail::DigitLine;
+using detail::DigitPlan;
+using detail::kMaxDigits;
+
+constexpr int kThreads = 256;
+
+/// Line `row` of the floats of one batch: values already times the codes' scale where that runs along k.
+struct FloatLine {
+  const float *x, *scale;
+  int64_t step, scale_step;
+  __device__ FloatLine(const GemmArgs& g, const BatchIndex& i, int64_t row)
+      : x(static_cast<const float*>(g.a.data) + i.offset(g.a.stride.batch) + row * g.a.stride.row),
+        scale(g.b.scale_stride.k ? g.b.scale + i.offset(g.b.scale_stride.batch) : nullptr),
+        step(g.a.stride.k),
+        scale_step(g.b.scale_stride.k) {}
+  __device__ float operator[](int64_t k) const { return x[k * step] * (scale ? scale[k * scale_step] : 1.f); }
+  __device__ int32_t fixed(int64_t k, float v) const { return int32_t(math::rint((*this)[k] * v)); }
+};
+
+/// Everything but Σ q.
+__device__ DigitLine line_of(const GemmArgs& g, const DigitPlan& p, int32_t top, float squares) {
+  const detail::LineScale s = detail::line_scale(top, squares, g.k, g.digits, p.heavy_allowed);
+  return {g.alpha * detail::unit_of(top, s.v), 0, s.v, s.digits};
+}
+
+/// A warp for each line: neighbouring lanes read neighbouring k.
+__global__ void measure_rows(const __grid_constant__ GemmArgs g, DigitPlan p, int64_t lines) {
+  const int64_t line = (blockIdx.x * int64_t(kThreads) + threadIdx.x) / 32;
+  if (line >= lines) return;
+  const int lane = int(threadIdx.x % 32);
+  const FloatLine x(g, BatchIndex::of(g, line / g.m), line % g.m);
+  static_assert(detail::kRowLanes == 32);
+  int32_t top = 0;
+  float own = 0, squares = 0;
+  for (int64_t k = lane; k < g.k; k += 32) {
+    const float value = x[k];
+    top = math::max(top, detail::magnitude_bits(value));
+    own += value * value;
+  }
+  for (int i = 0; i < 32; ++i) squares += __shfl_sync(0xffffffffu, own, i);
+  for (int w = 16; w > 0; w /= 2) top = math::max(top, __shfl_xor_sync(0xffffffffu, top, w));
+  DigitLine l = line_of(g, p, top, squares);
+  int64_t sum = 0;
+  for (int64_t k = lane; k < g.k; k += 32) sum += x.fixed(k, l.v);
+  for (int w = 16; w > 0; w /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, w);
+  l.sum = double(sum);
+  if (lane == 0) static_cast<DigitLine*>(g.work)[line] = l;
+}
+
+/// A thread for each line: neighbouring threads read neighbouring lines.
+__global__ void measure_columns(const __grid_constant__ GemmArgs g, DigitPlan p, int64_t lines) {
+  const int64_t line = blockIdx.x * int64_t(kThreads) + threadIdx.x;
+  if (line >= lines) return;
+  const FloatLine x(g, BatchIndex::of(g, line / g.m), line % g.m);
+  int32_t top = 0;
+  float lanes[detail::kColumnLanes] = {}, squares = 0;
+  for (int64_t k = 0; k < g.k; k += detail::kColumnLanes)
+#pragma unroll
+    for (int j = 0; j < detail::kColumnLanes; ++j)
+      if (k + j < g.k) {
+        const float value = x[k + j];
+        top = math::max(top, detail::magnitude_bits(value));
+        lanes[j] += value * value;
+      }
+  for (const float l : lanes) squares += l;
+  DigitLine l = line_of(g, p, top, squares);
+  int64_t sum = 0;
+  for (int64_t k = 0; k < g.k; ++k) sum += x.fixed(k, l.v);
+  l.sum = double(sum);
+  static_cast<DigitLine*>(g.work)[line] = l;
+}
+
+/// A stage of the floats' lines: words of four k for each digit.
+struct FloatStage {
+  cuda::WordStage digit[kMaxDigits];
+};
+
+/// Cuts 64 k of the block's lines into digits. `digits`: of the whole block.
+__device__ void stage_floats(const GemmArgs& g, const BatchIndex& index, int64_t first,
+                             const DigitLine* lines, int digits, int64_t at, FloatStage& to) {
+  const bool along_k = g.a.stride.k == 1;
+  for (int t = int(threadIdx.x); t < cuda::kStageWords * kProductTile; t += kProductThreads) {
+    const int line = along_k ? t / cuda::kStageWords : t % kProductTile,
+              w = along_k ? t % cuda::kStageWords : t / kProductTile;
+    uint32_t word[kMaxDigits] = {};
+    if (first + line < g.m) {
+      const FloatLine x(g, index, first + line);
+      for (int i = 0; i < 4 && at + 4 * w + i < g.k; ++i) {
+        const int32_t q = x.fixed(at + 4 * w + i, lines[line].v);
+#pragma unroll
+        for (int d = 0; d < kMaxDigits; ++d)
+          if (d < digits) word[d] |= uint32_t(detail::digit_of(q, digits, d, false)) << (8 * i);
+      }
+    }
+#pragma unroll
+    for (int d = 0; d < kMaxDigits; ++d)
+      if (d < digits) to.digit[d][w][line] = word[d];
+  }
+}
+
+/// What a column of codes adds.
+struct CodeLine {
+  double factor, add, offset;
+};
+
+__global__ void __launch_bounds__(kProductThreads, 1)
+    digit_gemm_kernel(const __grid_constant__ GemmArgs g, int zero, bool aligned) {
+  __shared__ FloatStage as;
+  __shared__ cuda::WordStage bs;
+  __shared__ DigitLine rows[kProductTile];
+  __shared__ CodeLine cols[kProductTile];
+  __shared__ int block_digits;
+  const cuda::ProductTile at(g);
+  const BatchIndex& index = at.batch;
+  const cuda::CodeLines codes(g.b, index, at.n, g.n, g.k, zero, aligned);
+  const int thread = int(threadIdx.x), line = thread % kProductTile;
+  const int64_t batch = (index.i[0] * g.batch[1] + index.i[1]) * g.batch[2] + index.i[2];
+  if (thread == 0) block_digits = g.digits;
+  if (thread < kProductTile)
+    rows[line] = at.m + line < g.m ? static_cast<const DigitLine*>(g.work)[batch * g.m + at.m + line]
+                                   : DigitLine{0, 0, 0, g.digits};
+  __syncthreads();
+  if (thread < kProductTile && rows[line].digits == kMaxDigits)
+    block_digits = kMaxDigits;  // all write the same
+  __syncthreads();
+  const int digits = block_digits;
+
+  cuda::WarpTile tile[kMaxDigits];
+  int32_t code_sum = 0;
+  const bool sums = thread >= kProductTile && thread < 2 * kProductTile;
+  for (int64_t k = 0; k < g.k; k += 4 * cuda::kStageWords) {
+    stage_floats(g, index, at.m, rows, digits, k, as);
+    uint32_t own[cuda::kOwnWords];
+    codes.fetch(k, own), codes.store(own, bs);
+    __syncthreads();
+    for (int w = 0; sums && w < cuda::kStageWords; ++w)
+      code_sum = cuda::dot4(0x01010101u, bs[w][line], code_sum);
+#pragma unroll
+    for (int d = 0; d < kMaxDigits; ++d)
+      if (d < digits) tile[d].add(as.digit[d], bs);
+    __syncthreads();
+  }
+  if (sums && at.n + line < g.n) {
+    const auto &ss = g.b.scale_stride, &os = g.b.offset_stride;
+    const int64_t n = at.n + line;
+    cols[line] = {ss.k ? 1 : double(g.b.scale[index.offset(ss.batch) + n * ss.row]), double(code_sum),
+                  g.b.offset ? double(g.b.offset[index.offset(os.batch) + n * os.row]) : 0};
+  }
+  __syncthreads();
+  const double col_unit = -double(detail::digit_zero(digits)) - (digits == kMaxDigits ? 0x1p31 : 0),
+               shift = double(zero) + g.b.shift;
+  tile[0].each([&](int i, int j, int of, int e) {
+    if (at.m + i >= g.m || at.n + j >= g.n) return;
+    double sum = 0, unit = 1;
+#pragma unroll
+    for (int d = 0; d < kMaxDigits; ++d, unit *= 256)
+      if (d < digits) sum += unit * double(tile[d].acc[of][e]);
+    sum += shift * rows[i].sum + col_unit * cols[j].add;
+    const double y = rows[i].factor * cols[j].factor * sum;
+    static_cast<float*>(g.c)[index.offset(g.c_batch) + (at.m + i) * g.c_row + (at.n + j) * g.c_col] =
+        float(g.b.offset ? y + rows[i].factor * rows[i].sum * cols[j].offset : y);
+  });
+}
+
+}  // namespace
+
+void detail::gemm_digits_cuda(GemmArgs g, Stream stream) {
+  constexpr const char* op = "gemm.digits";
+  const DigitPlan p = digit_plan(g);  // before the operands change places
+  if (g.a.dtype != DType::f32) {
+    std::swap(g.a, g.b);
+    std::swap(g.m, g.n);
+    std::swap(g.c_row, g.c_col);
+  }
+  fold_batches(g);
+  const unsigned blocks = cuda::product_blocks(op, g);
+  if (blocks == 0) return;
+  const int64_t lines = g.batch[0] * g.batch[1] * g.batch[2] * g.m, each = p.floats_as_rows ? 32 : 1;
+  cuda::launch(op, p.floats_as_rows ? measure_rows : measure_columns,
+               unsigned((lines * each + kThreads - 1) / kThreads), kThreads, stream, g, p, lines);
+  cuda::launch(op, digit_gemm_kernel, blocks, kProductThreads, stream, g, g.b.hi > 127 ? 128 : 0,
+               cuda::word_aligned(g.b));
+}
+
+}  // namespace lowbit
