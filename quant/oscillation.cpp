@@ -65,7 +65,7 @@ struct Pass {
   }
   void freeze(int64_t begin, int64_t end) const {
     for (int64_t i = begin; i < end; ++i) {
-      if (frequency[i] > threshold) {
+      if (threshold > 0 && frequency[i] > threshold) {
         frozen[i] = 1;
         frozen_code[i] = at_average ? C(math::rint(average[i])) : code[i];
       }
@@ -88,9 +88,9 @@ struct Pass {
   }
 };
 
-/// The codes as a product would get them; undefined where the layout has none. In evaluation mode: looking
-/// changes no quantizer.
-Coded coded(Quantizer& q, const Variable& w) {
+}  // namespace
+
+Coded weight_codes(Quantizer& q, const Variable& w) {
   struct Restore {
     Quantizer& q;
     bool training = q.training(), products = std::exchange(context().integer_products, true);
@@ -101,8 +101,6 @@ Coded coded(Quantizer& q, const Variable& w) {
   const Variable y = q.fake_quant(Variable(w.data()));
   return y.coded() ? *y.coded() : Coded{};
 }
-
-}  // namespace
 
 void OscillationTracker::start(const Tensor& codes) {
   const Shape& s = codes.shape();
@@ -123,7 +121,7 @@ Counts OscillationTracker::update(Tensor& codes) {
                shape, "oscillation", "codes must keep their shape and type (got ", codes.str(), " after ",
                state_.at("code").str(), ")");
   const auto run = [&]<class C>(C) {
-    const bool freezing = settings_.freeze_threshold > 0;
+    const bool freezing = state_.count("frozen") != 0;
     const float m = float(settings_.momentum), keep = float(1 - settings_.momentum);
     return Pass<C>{codes.data<C>(),
                    state_.at("code").data<C>(),
@@ -168,7 +166,8 @@ WeightWatch::WeightWatch(Module& model, const OscillationSettings& s) {
   for (const auto& [slot, q] : quantizers(model)) {
     const auto w = weights.find(slot);
     const bool quantizes = q->quant_state() == QuantState::fixed || q->quant_state() == QuantState::learned;
-    if (w == weights.end() || !quantizes || !q->initialised() || !coded(*q, w->second).defined()) continue;
+    if (w == weights.end() || !quantizes || !q->initialised() || !weight_codes(*q, w->second).defined())
+      continue;
     const std::string name = slot.ends_with(".weight") ? slot.substr(0, slot.size() - 7) : slot;
     layers_.push_back({name, q, w->second, OscillationTracker(s), {}, 0});
   }
@@ -176,7 +175,7 @@ WeightWatch::WeightWatch(Module& model, const OscillationSettings& s) {
 
 void WeightWatch::step() {
   for (Watched& l : layers_) {
-    Tensor codes = coded(*l.quantizer, l.weight).codes.to(Device{}).packed();
+    Tensor codes = weight_codes(*l.quantizer, l.weight).codes.to(Device{}).packed();
     l.last = l.tracker.update(codes);
     l.flips += l.last.flips;
   }
@@ -220,7 +219,7 @@ std::vector<WeightWatch::Placement> WeightWatch::placements() const {
   std::vector<Placement> all;
   for (const Watched& l : layers_) {
     if (l.quantizer->bits() == 1) continue;  // signs: there is no level beyond which a weight is clipped
-    const Coded c = coded(*l.quantizer, l.weight);
+    const Coded c = weight_codes(*l.quantizer, l.weight);
     int64_t clipped = 0, zero = 0;
     const Tensor distances = threshold_distances(l.weight.data(), c);
     for (const float d : distances.to_vector<float>()) clipped += std::isnan(d);

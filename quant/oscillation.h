@@ -48,6 +48,8 @@ class OscillationTracker {
   /// frozen_code, average. Shares memory; empty before the first update.
   const TensorsByName& state() const { return state_; }
   void load(TensorsByName state) { state_ = std::move(state); }
+  /// For the coming updates; whether anything can be frozen is decided at construction.
+  void set_freeze_threshold(double threshold) { settings_.freeze_threshold = threshold; }
   const Tensor& frequency() const { return state_.at("frequency"); }
 
  private:
@@ -55,6 +57,9 @@ class OscillationTracker {
   OscillationSettings settings_;
   TensorsByName state_;
 };
+
+/// The codes as a product would get them; undefined where the layout has none. Looking changes no quantizer.
+Coded weight_codes(Quantizer& q, const Variable& w);
 
 /// Distance of each weight to the nearest rounding threshold, in levels: 0 … ½; NaN where the weight lies
 /// outside the levels. `c` is the quantized `w`; one scale per tensor or per index of the axis.

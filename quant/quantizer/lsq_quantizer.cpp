@@ -148,6 +148,13 @@ std::vector<float> LsqQuantizer::gradient_factors(const Tensor& v) const {
   return factors;
 }
 
+Quantizer::TrainedScale LsqQuantizer::trained_scale(const Tensor& x) const {
+  if (!alpha_.requires_grad()) return {};
+  TrainedScale s{alpha_, {}, gradient_factors(x)};
+  for (const int n : group_bits()) s.index.push_back(n - kMinBits);
+  return s;
+}
+
 Variable LsqQuantizer::fake_quant(const Variable& x) {
   clamp_parameters();
   if (!initialised()) {

@@ -58,6 +58,7 @@ class LsqQuantizer final : public Quantizer {
   Tensor scale() const override;
   void set_scale(const Tensor& s) override;
   double clipped_share(const Tensor& x) const override;
+  TrainedScale trained_scale(const Tensor& x) const override;
   int bits() const override;  ///< the largest of a head-wise quantizer
   /// Sets alpha (and beta) from v by `init`.
   void initialise(const Tensor& v);

@@ -38,9 +38,6 @@ OfqQuantizer::OfqQuantizer(const OfqConfig& c)
     return name.empty() ? nullptr : &param(join_name(name, "bias"), Tensor::zeros({c.shift.numel()}), false);
   };
   before_ = shift(c.before), after_ = shift(c.after);
-  LOWBIT_CHECK(!c.freeze || (c.spec.is_weight && c.spec.axis == -2), usage, "quantizer",
-               "freezing is for the rows of a weight (got axis ", c.spec.axis, ")");
-  if (c.freeze) tracker_.emplace(*c.freeze);
 }
 
 void OfqQuantizer::on_state(QuantState, QuantState to) {
@@ -101,14 +98,14 @@ void OfqQuantizer::prepare(const Tensor& v) {
   note("initialised from " + v.str());
 }
 
-double OfqQuantizer::gradient_factor(const Variable& v) const {
+double OfqQuantizer::gradient_factor(const Tensor& v) const {
   return 1 / std::sqrt(levels().hi * (double(v.numel()) / double(spec().groups)));
 }
 
 Variable OfqQuantizer::quantized(const Variable& v) const {
   LsqSettings s = settings();
   const Levels l = s.levels[0];
-  s.grad_scale = Tensor::full({1}, gradient_factor(v), v.dtype(), v.device());
+  s.grad_scale = Tensor::full({1}, gradient_factor(v.data()), v.dtype(), v.device());
   // A shift would undo codes at once, and linear() cannot flatten codes with a scale per token.
   const bool flattened = spec().axis != Coded::kPerTensor && v.ndim() < 4;
   s.codes = spec().is_weight ? CodeType::i8 : (after_ || flattened ? CodeType::floats : CodeType::u8);
@@ -116,33 +113,17 @@ Variable OfqQuantizer::quantized(const Variable& v) const {
   return fake_quant_lsq(sign ? far_signs(v.data()) : v, floored_scale(), {}, {}, s);
 }
 
-/// The frozen levels instead of those of y: no gradient to y there, and the level itself for the scale.
-Variable OfqQuantizer::frozen(const Variable& y, double factor) {
-  const Variable s = floored_scale();  // [rows]
-  const int64_t rows = s.numel(), n = y.numel(), columns = n / rows;
-  Tensor codes = Tensor::empty(y.shape(), DType::i8);
-  Tensor free = Tensor::full(y.shape(), 1), held = Tensor::zeros(y.shape());
-  const float *scale = s.data().data_const<float>(), *value = y.data().data_const<float>();
-  int8_t* const code = codes.data<int8_t>();
-  for (int64_t i = 0; i < n; ++i) code[i] = int8_t(std::rint(value[i] / scale[i / columns]));
-  if (const TensorsByName& state = tracker_->state(); state.count("frozen")) {
-    const uint8_t* const mask = state.at("frozen").data_const<uint8_t>();
-    const int8_t* const level = state.at("frozen_code").data_const<int8_t>();
-    float *const keep = free.data<float>(), *const hold = held.data<float>();
-    for (int64_t i = 0; i < n; ++i)
-      if (mask[i]) keep[i] = 0, hold[i] = level[i];
-  }
-  if (training()) tracker_->update(codes);
-  const Variable part = lowbit::scale(s, factor);  // only this part of the scale has a gradient
-  const Variable row = add(part, sub(s.detach(), part.detach()));
-  return add(mul(y, Variable(free)), mul(reshape(row, {rows, 1}), Variable(held)));
+Quantizer::TrainedScale OfqQuantizer::trained_scale(const Tensor& x) const {
+  if (!s_.requires_grad()) return {};
+  TrainedScale s{s_, {}, std::vector<float>(size_t(s_.numel()), float(gradient_factor(x)))};
+  for (int64_t g = 0; g < s_.numel(); ++g) s.index.push_back(g);
+  return s;
 }
 
 Variable OfqQuantizer::fake_quant(const Variable& x) {
   const Variable v = shifted(x, before_);
   prepare(v.data());
-  const Variable y = quantized(v);
-  return shifted(tracker_ ? frozen(y, gradient_factor(v)) : y, after_);
+  return shifted(quantized(v), after_);
 }
 
 int64_t OfqQuantizer::stored_values() const {

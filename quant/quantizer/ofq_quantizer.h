@@ -1,11 +1,9 @@
 #pragma once
 // The quantizers of OFQ: LSQ with one scale per position and learned shifts; StatsQ for weights.
 
-#include <optional>
 #include <string>
 
 #include "quant/ops/mean_abs.h"
-#include "quant/oscillation.h"
 #include "quant/quantizer/quantizer.h"
 
 namespace lowbit {
@@ -14,12 +12,10 @@ struct OfqConfig {
   /// bits 1 … 8; one scale per index of `axis`, `groups` of them, or one for the tensor. One signed bit has
   /// the levels −1 and 1.
   QuantSpec spec;
-  std::string name = "";    ///< of the scale: state "<name>.s"
-  std::string before = "";  ///< learned shift added before quantizing: state "<before>.bias"; "": none
-  std::string after = "";   ///< the same for after
-  Shape shift = {};         ///< last dimensions of x that the shifts span, e.g. [C]; stored flat
-  /// Weights only: levels that oscillate are frozen. What is frozen is not part of the state.
-  std::optional<OscillationSettings> freeze = {};
+  std::string name = "";         ///< of the scale: state "<name>.s"
+  std::string before = "";       ///< learned shift added before quantizing: state "<before>.bias"; "": none
+  std::string after = "";        ///< the same for after
+  Shape shift = {};              ///< last dimensions of x that the shifts span, e.g. [C]; stored flat
   bool published_scale = false;  ///< LsqSettings::published_scale
   bool image = false;            ///< unsigned until a value below −1e-5 is seen: state "<name>.signed"
 };
@@ -38,7 +34,7 @@ class OfqQuantizer final : public Quantizer {
   void set_scale(const Tensor& s) override { s_.mutable_data().copy_from(s); }
   int64_t stored_values() const override;
   double clipped_share(const Tensor& x) const override;
-  const OscillationTracker& tracker() const { return *tracker_; }  ///< with `freeze`
+  TrainedScale trained_scale(const Tensor& x) const override;
 
  protected:
   void on_state(QuantState from, QuantState to) override;
@@ -48,13 +44,11 @@ class OfqQuantizer final : public Quantizer {
   LsqSettings settings() const;
   Variable floored_scale() const;
   Variable shifted(const Variable& x, const Variable* bias) const;
-  double gradient_factor(const Variable& v) const;
+  double gradient_factor(const Tensor& v) const;
   Variable quantized(const Variable& v) const;
-  Variable frozen(const Variable& y, double factor);
   void prepare(const Tensor& v);
   OfqConfig config_;
   Variable& s_;
-  std::optional<OscillationTracker> tracker_;
   Tensor* signed_ = nullptr;
   Variable *before_ = nullptr, *after_ = nullptr;
 };

@@ -28,7 +28,15 @@ class Quantizer : public Module, public Transform {
   virtual Tensor scale() const = 0;                         ///< f32 [groups]
   virtual void set_scale(const Tensor& s) = 0;              ///< search methods write here
   virtual double clipped_share(const Tensor& x) const = 0;  ///< share of values outside the levels
-  virtual int bits() const { return spec_.bits; }           ///< now; differs from spec for learned bits
+  /// The parameter with the scales of x's groups: group g has scale[index[g]], whose gradient is multiplied
+  /// by factors[g]. No factors where no scale is trained.
+  struct TrainedScale {
+    Variable scale;
+    std::vector<int64_t> index;
+    std::vector<float> factors;
+  };
+  virtual TrainedScale trained_scale(const Tensor& /*x*/) const { return {}; }
+  virtual int bits() const { return spec_.bits; }  ///< now; differs from spec for learned bits
   /// Numbers that a stored model needs beside the codes: scales, offsets, shifts.
   virtual int64_t stored_values() const { return spec_.groups * (spec_.symmetric ? 1 : 2); }
   /// Integer levels of x as i32.   Errors  value: layouts without integer codes

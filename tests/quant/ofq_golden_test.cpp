@@ -9,6 +9,7 @@
 #include "nn/layers/mlp.h"
 #include "nn/layers/patch_embed.h"
 #include "nn/layers/window_attention.h"
+#include "quant/freezing.h"
 #include "quant/quantizer/ofq_quantizer.h"
 #include "tests/support/ofq.h"
 
@@ -65,58 +66,6 @@ TEST(OfqGolden, Lsq) {
   }
 }
 
-TEST(OfqGolden, IterativeFreezing) {
-  LOWBIT_GOLDEN_OR_SKIP(path, "ofq/lsq.safetensors");
-  const GoldenFile g(path);
-  int cases = 0;
-  for (const auto& [name, settings] : g.cases()) {
-    if (!name.starts_with("iterative_freeze")) continue;
-    ++cases;
-    SCOPED_TRACE(name);
-    const auto part = [&, n = name](const char* p) { return g.tensor(n + "/" + p); };
-    const Tensor w = part("in/w");  // [steps, rows, columns]
-    OfqConfig c = config_of({{"bits", settings.at("bits")}, {"quantizer", "LsqQuantizerWeight"}},
-                            w.select(0, 0).shape());
-    c.freeze = OscillationSettings{
-        .momentum = settings.at("momentum"), .freeze_threshold = settings.at("threshold"), .totals = true};
-    OfqQuantizer q(c);
-    q.set_quant_state(QuantState::learned, "test");
-    q.set_scale(part("p/s"));
-    const Variable s = q.parameters()[0].parameter->var;
-    Tensor total = Tensor::zeros(w.select(0, 0).shape(), DType::i32);
-    for (int64_t step = 0; step < w.size(0); ++step) {
-      SCOPED_TRACE(step);
-      const auto at = [&](const char* p) { return part(p).select(0, step).clone(); };
-      const Variable x(at("in/w"), true);
-      s.zero_grad();
-      const Variable y = q.fake_quant(x);
-      expect_close(y.data(), at("out/wq"), g.rtol(), g.atol(), "out/wq");
-      y.backward(at("g_out"));
-      expect_gradient(x.grad(), at("g_in/w"), g, "g_in/w");
-      expect_gradient(s.grad(), at("g_p/s"), g, "g_p/s");
-      const std::vector<int32_t> now = q.tracker().state().at("total").to_vector<int32_t>(),
-                                 before = total.to_vector<int32_t>();
-      int oscillated = 0;
-      for (size_t i = 0; i < now.size(); ++i) oscillated += now[i] - before[i];
-      EXPECT_EQ(oscillated, settings.at("oscillated_per_step").at(size_t(step)).get<int>());
-      total.copy_from(q.tracker().state().at("total"));
-    }
-    const TensorMap& state = q.tracker().state();
-    expect_close(state.at("total").cast(DType::f32), part("out/total_oscillation"), 0, 0, "total");
-    expect_close(state.at("frequency"), part("out/ema_oscillation"), 1e-5, 1e-7, "frequency");
-    if (!g.has(name + "/out/frozen")) continue;
-    EXPECT_EQ(state.at("frozen").to_vector<uint8_t>(), part("out/frozen").to_vector<uint8_t>());
-    expect_close(state.at("frozen_code").cast(DType::f32), part("out/frozen_x_int"), 0, 0, "frozen_code");
-    expect_close(state.at("average"), part("out/ema_x_int"), 1e-5, 1e-6, "average");
-    // Evaluation applies what is frozen and moves nothing.
-    const std::vector<float> frequency = state.at("frequency").to_vector<float>();
-    q.eval();
-    (void)q.fake_quant(Variable(w.select(0, 0).clone()));
-    EXPECT_EQ(q.tracker().frequency().to_vector<float>(), frequency);
-  }
-  EXPECT_EQ(cases, 3);
-}
-
 // ---------------------------------------------------------------- layers
 
 /// One layer under a path of a model, with what passes its slots.
@@ -130,6 +79,70 @@ class Box final : public Module, public DescribesSlots {
   std::map<std::string, SlotInfo> infos;
   std::map<std::string, SlotInfo> slot_info() const override { return infos; }
 };
+
+TEST(OfqGolden, IterativeFreezing) {
+  LOWBIT_GOLDEN_OR_SKIP(path, "ofq/lsq.safetensors");
+  const GoldenFile g(path);
+  int cases = 0;
+  for (const auto& [name, settings] : g.cases()) {
+    if (!name.starts_with("iterative_freeze")) continue;
+    ++cases;
+    SCOPED_TRACE(name);
+    const auto part = [&, n = name](const char* p) { return g.tensor(n + "/" + p); };
+    const Tensor w = part("in/w");  // [steps, rows, columns]
+    Generator random(1);
+    Box box;
+    auto& layer = box.hold("layer", std::make_unique<Linear>(w.size(2), w.size(1), false, random));
+    install(box,
+            parse_scheme(
+                "[.*\\.weight]\nquantizer = ofq\ngranularity = channel\nname = lsqw_fn\nstate = .\nbits = " +
+                    settings.at("bits").dump(),
+                "test"));
+    Variable x = box.parameters().at(0).parameter->var, s = box.parameters().at(1).parameter->var;
+    s.mutable_data().copy_from(part("p/s"));
+    const double threshold = settings.at("threshold");
+    IterativeFreezing freezing(
+        box, {.momentum = settings.at("momentum"), .freeze_threshold = threshold, .totals = true});
+    const auto state = [&](const char* key) { return freezing.state().at(str_cat("layer.weight/", key)); };
+    Tensor total = Tensor::zeros(x.shape(), DType::i32);
+    for (int64_t step = 0; step < w.size(0); ++step) {
+      SCOPED_TRACE(step);
+      const auto at = [&](const char* p) { return part(p).select(0, step).clone(); };
+      x.mutable_data().copy_from(at("in/w"));
+      s.zero_grad(), x.zero_grad();
+      freezing.before_step(threshold);
+      const Variable y = layer.quantized_weight();
+      expect_close(y.data(), at("out/wq"), g.rtol(), g.atol(), "out/wq");
+      y.backward(at("g_out"));
+      freezing.before_update();
+      expect_gradient(x.grad(), at("g_in/w"), g, "g_in/w");
+      expect_gradient(s.grad(), at("g_p/s"), g, "g_p/s");
+      freezing.after_update();
+      const std::vector<int32_t> now = state("total").to_vector<int32_t>(),
+                                 before = total.to_vector<int32_t>();
+      int oscillated = 0;
+      for (size_t i = 0; i < now.size(); ++i) oscillated += now[i] - before[i];
+      EXPECT_EQ(oscillated, settings.at("oscillated_per_step").at(size_t(step)).get<int>());
+      total.copy_from(state("total"));
+    }
+    expect_close(state("total").cast(DType::f32), part("out/total_oscillation"), 0, 0, "total");
+    expect_close(state("frequency"), part("out/ema_oscillation"), 1e-5, 1e-7, "frequency");
+    if (!g.has(name + "/out/frozen")) continue;
+    const std::vector<uint8_t> frozen = state("frozen").to_vector<uint8_t>();
+    EXPECT_EQ(frozen, part("out/frozen").to_vector<uint8_t>());
+    expect_close(state("frozen_code").cast(DType::f32), part("out/frozen_x_int"), 0, 0, "frozen_code");
+    expect_close(state("average"), part("out/ema_x_int"), 1e-5, 1e-6, "average");
+    // Without the trackers the weights give what is frozen.
+    const std::vector<float> value = layer.quantized_weight().data().to_vector<float>(),
+                             code = state("frozen_code").cast(DType::f32).to_vector<float>(),
+                             scale = s.data().to_vector<float>();
+    for (size_t i = 0; i < value.size(); ++i) {
+      if (!frozen[i]) continue;
+      EXPECT_EQ(value[i], code[i] * scale[i / size_t(w.size(2))]) << i;
+    }
+  }
+  EXPECT_EQ(cases, 3);
+}
 
 /// Initialises on init/x and compares the scales; then the file's parameters, forward and all gradients.
 void check_layer(Module& model, const GoldenFile& g, const std::string& name, const std::string& at,

@@ -106,18 +106,40 @@ Trainer::Trainer(const Options& o, ImageModel& model, ImageModel* teacher, const
                "an epoch needs at least one step: lower --batch-size or --accumulate (got ",
                data.train_order->size(), " training images, batches of ", o.integer("batch-size"), ", ",
                sum_.micro_batches(), " a step)");
-  LOWBIT_CHECK(!o.flag("bin-regularizer") || weight_regularizer(model).defined(), usage, "lowbit",
-               "--bin-regularizer needs weights with LSQ quantizers (--wbits, --quantizer vvtq or lsq)");
-  LOWBIT_CHECK(o.real("dampening") == 0 || dampening_regularizer(model).defined(), usage, "lowbit",
-               "--dampening needs weights with trained quantizers (--wbits, --quantizer vvtq, lsq or ofq)");
-  if (o.real("cga-range") > 0) {
-    annealing_.emplace(model, o.real("cga-range"));
-    LOWBIT_CHECK(!annealing_->empty(), usage, "lowbit",
-                 "--cga-range needs weights of 2 to 7 bits with a quantizer (--wbits)");
-  }
+  make_remedies();
   if (o.flag("model-ema")) ema_.emplace(arena_, model.state(), o.real("model-ema-decay"));
   model_.recompute_blocks = o.flag("recompute");
   context().generator = Generator(uint64_t(o.integer("seed")), 1);
+}
+
+/// What acts on quantized weights beside the optimizer.
+void Trainer::make_remedies() {
+  LOWBIT_CHECK(!o_.flag("bin-regularizer") || weight_regularizer(model_).defined(), usage, "lowbit",
+               "--bin-regularizer needs weights with LSQ quantizers (--wbits, --quantizer vvtq or lsq)");
+  const bool dampened = o_.real("dampening") > 0 || o_.real("dampening-final") > 0;
+  LOWBIT_CHECK(!dampened || dampening_regularizer(model_).defined(), usage, "lowbit",
+               "--dampening needs weights with trained quantizers (--wbits, --quantizer vvtq, lsq or ofq)");
+  if (o_.real("cga-range") > 0) {
+    annealing_.emplace(model_, o_.real("cga-range"));
+    LOWBIT_CHECK(!annealing_->empty(), usage, "lowbit",
+                 "--cga-range needs weights of 2 to 7 bits with a quantizer (--wbits)");
+  }
+  if (o_.real("freeze-threshold") > 0) {
+    OscillationSettings s;
+    s.momentum = o_.real("freeze-momentum"), s.freeze_threshold = o_.real("freeze-threshold");
+    freezing_.emplace(model_, s);
+    LOWBIT_CHECK(
+        !freezing_->empty(), usage, "lowbit",
+        "--freeze-threshold needs weights with trained scales (--wbits, --quantizer vvtq, lsq or lsq+, "
+        "without --fixed-scale)");
+  }
+}
+
+double Trainer::scheduled(const std::string& name) const {
+  const double begin = o_.real(name);
+  if (!o_.given(name + "-final")) return begin;
+  const double passed = double(pass_.crops) * double(step_in_epoch_) / double(steps_per_epoch_);
+  return annealed(begin, o_.real(name + "-final"), (double(epoch_) + passed) / double(epochs_));
 }
 
 EpochCall Trainer::pass_at(int64_t epoch) const {
@@ -195,6 +217,7 @@ void Trainer::resume(const RunCheckpoints::Resume& from, const std::string& what
   LOWBIT_CHECK(ema_.has_value() == !average.empty(), io, "resume", what, " was written ",
                ema_ ? "without" : "with", " --model-ema");
   if (ema_) ema_->load(average);
+  if (freezing_) freezing_->load(part("freeze/"));
   epoch_ = number("epoch"), step_in_epoch_ = number("step_in_epoch"), step_ = number("step");
   steps_per_epoch_ = steps_of(pass_at(epoch_));
   LOWBIT_CHECK(number("steps_per_epoch") == steps_per_epoch_, io, "resume", what, " has ",
@@ -227,6 +250,8 @@ void Trainer::save_last() {
   for (auto& [name, t] : monitor_.state()) state.tensors["osc/" + name] = t;
   if (ema_)
     for (auto& [name, t] : ema_->state()) state.tensors["ema/" + name] = t;
+  if (freezing_)
+    for (auto& [name, t] : freezing_->state()) state.tensors["freeze/" + name] = t;
   const auto keep = [&](const char* name, const std::vector<double>& v) {
     state.tensors[name] = Tensor::from(std::span<const double>(v), {int64_t(v.size())});
   };
@@ -299,7 +324,8 @@ void Trainer::take_results() {
 void Trainer::regularize() {
   if (o_.flag("bin-regularizer") && pass_.lambda > 0)
     scale(weight_regularizer(model_), pass_.lambda).backward();
-  if (o_.real("dampening") > 0) scale(dampening_regularizer(model_), o_.real("dampening")).backward();
+  if (const double weight = scheduled("dampening"); weight > 0)
+    scale(dampening_regularizer(model_), weight).backward();
 }
 
 void Trainer::step(const std::vector<Loader::Batch>& parts) {
@@ -310,6 +336,7 @@ void Trainer::step(const std::vector<Loader::Batch>& parts) {
     sum_.begin(i);
     Variable logits, l;
     try {
+      if (i == 0 && freezing_) freezing_->before_step(scheduled("freeze-threshold"));
       if (i == 0) monitor_.before_step();
       l = objective_(b, logits);
     } catch (const Error& e) {
@@ -325,11 +352,13 @@ void Trainer::step(const std::vector<Loader::Batch>& parts) {
   sum_.finish();
   monitor_.after_backward(step_ + 1, arena_);
   if (annealing_) annealing_->before_update();
+  if (freezing_) freezing_->before_update();
   if (o_.real("clip-grad") > 0)
     clip_gradients(arena_, clip_mode(o_.text("clip-mode")), o_.real("clip-grad"), 2);
   progress_.lr = rate();
   optimizer_.step(progress_.lr);
   if (annealing_) annealing_->after_update();
+  if (freezing_) freezing_->after_update();
   if (ema_) ema_->update();
   ++step_, ++step_in_epoch_;
   monitor_.after_update(step_);
@@ -356,6 +385,7 @@ void Trainer::report_step(double seconds, double waited) {
                {"data_wait", waited},
                {"mem_mib", resident_mib()}};
   if (annealing_) m.emplace_back("cga/free_share", annealing_->free_share());
+  if (freezing_) m.emplace_back("freeze/share", freezing_->frozen_share());
   for (auto& metric : monitor_.metrics()) m.push_back(std::move(metric));
   if (run_log_) run_log_->event(step_, epoch_, "train", m);
   refresh_report(true);

@@ -9,6 +9,7 @@
 #include "data/core/loader.h"
 #include "nn/models/image_model.h"
 #include "quant/annealing.h"
+#include "quant/freezing.h"
 #include "train/checkpoint/state.h"
 #include "train/dist/update_sum.h"
 #include "train/metrics/log.h"
@@ -76,6 +77,9 @@ class Trainer {
   int64_t images_each(const EpochCall& pass) const;
   void open_pass();  // takes over that of epoch_
   double rate() const;
+  /// An option whose value moves to that of "<name>-final" over the run.
+  double scheduled(const std::string& name) const;
+  void make_remedies();
 
   const Options& o_;
   ImageModel& model_;
@@ -89,6 +93,7 @@ class Trainer {
   Optimizer optimizer_;
   std::optional<Ema> ema_;
   std::optional<ConfidenceAnnealing> annealing_;
+  std::optional<IterativeFreezing> freezing_;
   Schedule schedule_;
   std::optional<Loader> train_;
   Loader val_;

@@ -140,6 +140,30 @@ TEST_F(KillTest, DistillationIsContinued) {
                    3);
 }
 
+TEST_F(KillTest, FreezingAndDampeningAreContinued) {
+  // Scales that move a lot and a low threshold: weights freeze from the first epoch on.
+  const Words words = quantized() + Words{"--lr",
+                                          "1e-2",
+                                          "--freeze-threshold",
+                                          "0.05",
+                                          "--freeze-threshold-final",
+                                          "0.02",
+                                          "--freeze-momentum",
+                                          "0.1",
+                                          "--dampening",
+                                          "0",
+                                          "--dampening-final",
+                                          "0.01"};
+  kill_and_compare(words, 4);
+  double share = 0;
+  for (const auto& event : events(dir / "calm"))
+    if (event.contains("freeze/share")) {
+      EXPECT_GE(event.at("freeze/share").get<double>(), share) << "what is frozen stays";
+      share = event.at("freeze/share");
+    }
+  EXPECT_GT(share, 0.01);
+}
+
 TEST_F(KillTest, SignalsEndInACheckpoint) {
   calm_run(quantized());
   for (const int signal : {SIGTERM, SIGINT, SIGUSR1}) {
