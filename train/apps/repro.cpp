@@ -28,7 +28,7 @@ class Reproduction {
     take_ini(o, r.text, "recipe " + r.name);
     if (smoke_)
       for (const auto& [key, value] : kSmoke) o.set(key, value, OptionOrigin::set);
-    o.set("run", r.name, is_start ? OptionOrigin::command_line : OptionOrigin::set);
+    o.set("run", run_name(r.name), is_start ? OptionOrigin::command_line : OptionOrigin::set);
     const std::string needed = r.fact("needs");
     LOWBIT_CHECK(needed.empty() || o.given(needed), usage, "repro", r.name, " needs --", needed);
     // A float start learns the images' own labels.
@@ -42,8 +42,10 @@ class Reproduction {
   }
 
  private:
-  std::string last_weights(const std::string& run) const {
-    return (std::filesystem::path(given_.text("output")) / run / "last.safetensors").string();
+  /// Smoke runs have names of their own, so that a real run does not go on from one.
+  std::string run_name(const std::string& recipe) const { return smoke_ ? "smoke-" + recipe : recipe; }
+  std::string last_weights(const std::string& recipe) const {
+    return (std::filesystem::path(given_.text("output")) / run_name(recipe) / "last.safetensors").string();
   }
 
   /// Sets --weights and --teacher-weights, after running what the recipe starts from.
@@ -71,14 +73,15 @@ class Reproduction {
     if (!file.empty()) return kExitSuccess;
     LOWBIT_CHECK(smoke_, usage, "repro", r.name, " needs --weights FILE: the public float weights ",
                  r.fact("weights"));
-    const std::string run = r.fact("weights") + "-untrained";
-    file = last_weights(run);
+    const std::string untrained = r.fact("weights") + "-untrained";
+    file = last_weights(untrained);
     if (std::filesystem::exists(file)) return kExitSuccess;
     Options o = given_;
     const char* layout = recipe.text("teacher").empty() ? "model" : "teacher";
     o.set("model", recipe.text(layout), OptionOrigin::command_line);
     o.set("soft-labels", "", OptionOrigin::command_line);
-    o.set("epochs", "0", OptionOrigin::command_line), o.set("run", run, OptionOrigin::command_line);
+    o.set("epochs", "0", OptionOrigin::command_line),
+        o.set("run", run_name(untrained), OptionOrigin::command_line);
     o.set("batch-size", "2", OptionOrigin::command_line);
     TrainOutcome nothing;
     return train_model(o, command_line_, nothing);

@@ -61,10 +61,11 @@ TEST_F(ReproSlow, SmokeOfAChainOfRecipes) {
   EXPECT_EQ(r.code, 0) << r.err;
   EXPECT_NE(r.out.find("ofq-deit-t-w2a2-cga: ran 2 steps; published 64.33, no verdict"), std::string::npos)
       << r.out;
-  for (const char* run : {"/ofq-deit-t-w2a2", "/ofq-deit-t-w2a2-cga"})
+  for (const char* run : {"/smoke-ofq-deit-t-w2a2", "/smoke-ofq-deit-t-w2a2-cga"})
     EXPECT_TRUE(fs::exists(runs + run + "/last.safetensors")) << run;
-  const auto args = nlohmann::json::parse(read_file(runs + "/ofq-deit-t-w2a2-cga/args.json"))["options"];
-  EXPECT_EQ(args["weights"]["value"], runs + "/ofq-deit-t-w2a2/last.safetensors");
+  const auto args =
+      nlohmann::json::parse(read_file(runs + "/smoke-ofq-deit-t-w2a2-cga/args.json"))["options"];
+  EXPECT_EQ(args["weights"]["value"], runs + "/smoke-ofq-deit-t-w2a2/last.safetensors");
   EXPECT_EQ(args["cga-range"]["value"], "0.005");
   EXPECT_EQ(args["batch-size"]["value"], "2");
 }
@@ -72,7 +73,7 @@ TEST_F(ReproSlow, SmokeOfAChainOfRecipes) {
 /// VVTQ from nothing: float training, its soft labels, quantized training on them.
 TEST_F(ReproSlow, SmokeWithSoftLabels) {
   ASSERT_EQ(smoke("vvtq-deit-t-float").code, 0);
-  const std::string weights = runs + "/vvtq-deit-t-float/last.safetensors", labels = dir / "labels";
+  const std::string weights = runs + "/smoke-vvtq-deit-t-float/last.safetensors", labels = dir / "labels";
   const Outcome gen = lowbit_run({"labels", "gen", labels, "--threads", "1", "--data", data, "--weights",
                                   weights, "--label-crops", "4", "--label-type", "smoothing"});
   ASSERT_EQ(gen.code, 0) << gen.err;
