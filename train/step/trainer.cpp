@@ -12,6 +12,7 @@
 #include "train/config/device.h"
 #include "train/optim/clip.h"
 #include "train/report/report.h"
+#include "train/step/bit_budget.h"
 #include "train/step/quantize.h"
 
 namespace lowbit {
@@ -326,6 +327,10 @@ void Trainer::regularize() {
     scale(weight_regularizer(model_), pass_.lambda).backward();
   if (const double weight = scheduled("dampening"); weight > 0)
     scale(dampening_regularizer(model_), weight).backward();
+  if (o_.flag("learn-bits") && o_.real("bitops-scaler") > 0) {
+    const Variable over = bit_budget_penalty(model_, o_.real("bitops-scaler"), o_.real("bitops-budget"));
+    if (over.defined() && over.requires_grad()) over.backward();
+  }
 }
 
 void Trainer::step(const std::vector<Loader::Batch>& parts) {
@@ -401,6 +406,7 @@ bool Trainer::finished() const { return epoch_ >= epochs_ || (at_limit() && eval
 Trainer::Pass Trainer::train_epoch(const StopRequest& stop) {
   model_.train(!(published_float(o_) && !o_.text("weights").empty()));  // published: --finetune evaluates
   open_pass();
+  if (double(epoch_) >= std::floor(o_.real("learn-bits-until") * double(epochs_))) fix_bits(model_);
   train_->start(epoch_, step_in_epoch_ * sum_.micro_batches());
   progress_.step_time.reset(), progress_.data_time.reset();
   while (step_in_epoch_ < steps_per_epoch_ && !at_limit()) {

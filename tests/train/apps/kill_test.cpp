@@ -164,6 +164,18 @@ TEST_F(KillTest, FreezingAndDampeningAreContinued) {
   EXPECT_GT(share, 0.01);
 }
 
+TEST_F(KillTest, LearnedBitsUnderABudgetAreContinued) {
+  const Words words =
+      quantized() +
+      Words{"--lr", "2e-2", "--learn-bits", "--bitops-scaler", "1e9", "--learn-bits-until", "0.7"};
+  kill_and_compare(words, 3);
+  std::vector<float> widths;
+  for (const auto& [name, t] : load_checkpoint(dir / "calm/last.safetensors").tensors)
+    if (name.ends_with("attn.qkv.nbits")) widths = t.to_vector<float>();
+  ASSERT_EQ(widths.size(), 1U);
+  EXPECT_LT(widths[0], 3.9f) << "the budget of 0 pulls it down from 4";
+}
+
 TEST_F(KillTest, SignalsEndInACheckpoint) {
   calm_run(quantized());
   for (const int signal : {SIGTERM, SIGINT, SIGUSR1}) {
