@@ -323,8 +323,11 @@ void Trainer::take_results() {
 
 /// Gradients of what depends on the weights alone: once in an update, however many batches make it.
 void Trainer::regularize() {
-  if (o_.flag("bin-regularizer") && pass_.lambda > 0)
-    scale(weight_regularizer(model_), pass_.lambda).backward();
+  if (o_.flag("bin-regularizer") && pass_.lambda > 0) {
+    const bool exact = o_.text("bin-membership") == "exact";
+    const auto membership = exact ? MembershipTest::exact : MembershipTest::published;
+    scale(weight_regularizer(model_, membership), pass_.lambda).backward();
+  }
   if (const double weight = scheduled("dampening"); weight > 0)
     scale(dampening_regularizer(model_), weight).backward();
   if (o_.flag("learn-bits") && o_.real("bitops-scaler") > 0) {

@@ -176,6 +176,12 @@ TEST_F(KillTest, LearnedBitsUnderABudgetAreContinued) {
   EXPECT_LT(widths[0], 3.9f) << "the budget of 0 pulls it down from 4";
 }
 
+TEST_F(KillTest, AnnealingAndBinRegularizationAreContinued) {
+  kill_and_compare(quantized() + Words{"--cga-range", "0.1", "--bin-regularizer", "--bin-membership", "exact",
+                                       "--model-ema", "--model-ema-decay", "0.9"},
+                   3);
+}
+
 TEST_F(KillTest, SignalsEndInACheckpoint) {
   calm_run(quantized());
   for (const int signal : {SIGTERM, SIGINT, SIGUSR1}) {
