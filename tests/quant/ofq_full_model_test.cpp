@@ -1,15 +1,16 @@
-// Full-size quantized DeiT of OFQ against the published code: every block alone on a given input, the scales
-// of a first forward, and the whole network up to the first value that rounds the other way.
+// Full-size quantized DeiT and Swin of OFQ against the published code: every block alone on a given input,
+// the scales of a first forward, and the whole network with its ties resolved.
 
 #include <gtest/gtest.h>
 
 #include <cmath>
 
 #include "autograd/core/node.h"
+#include "autograd/ops/broadcast.h"
+#include "autograd/ops/pointwise.h"
+#include "nn/models/swin.h"
 #include "nn/models/vit.h"
-#include "quant/scheme/scheme.h"
-#include "tests/support/golden.h"
-#include "tests/support/model.h"
+#include "tests/support/ofq.h"
 #include "tests/support/tie_breaker.h"
 
 namespace lowbit::test {
@@ -27,151 +28,210 @@ Tensor filled(const std::string& name, const Shape& shape) {
   return fill_parameter(name, shape);
 }
 
-/// The quantizers live in `quantized`, the float twin computes with them.
-struct Network {
-  std::unique_ptr<VisionTransformer> quantized, twin;
-  std::vector<std::pair<std::string, std::shared_ptr<TieBreaker>>> breakers;
-};
-
-Network published_model(const nlohmann::json& s) {
+std::unique_ptr<ImageModel> plain_model(const Json& s) {
+  if (s.at("model") == "swin_t") {
+    SwinConfig c = swin_configs()[0];
+    c.layout = SwinLayout::ofq, c.qk_reparam = s.at("qkr");
+    return std::make_unique<SwinTransformer>(c, 0);
+  }
   VitConfig c = vit_config(s.at("model"));
   c.qk_reparam = s.at("qkr");
-  Network n{std::make_unique<VisionTransformer>(c, 0), std::make_unique<VisionTransformer>(c, 0), {}};
-  VisionTransformer* model = n.quantized.get();
-  SchemeOptions o;
-  o.wbits = s.at("wbits"), o.abits = s.at("abits"), o.qk_reparam = c.qk_reparam;
+  return std::make_unique<VisionTransformer>(c, 0);
+}
+
+/// Names of the blocks and patch mergings in their order.
+std::vector<std::string> block_names(ImageModel& model) {
+  std::vector<std::string> names;
+  for (const auto& [name, m] : model.modules())
+    if (dynamic_cast<VitBlock*>(m) || dynamic_cast<SwinBlock*>(m) || dynamic_cast<PatchMerging*>(m))
+      names.push_back(name);
+  return names;
+}
+
+TieNetwork published_network(const Json& s) {
+  auto model = plain_model(s), twin = plain_model(s);
+  SchemeOptions o = bits_of(s);
+  o.qk_reparam = s.at("qkr");
   install(*model, load_scheme("ofq", o));
-  const bool separate = !c.qk_reparam;  // OFQ shifts v by its own parameter then
+  const bool separate = !o.qk_reparam;  // OFQ shifts v by its own parameter then
   for (auto& [name, t] : model->state()) {
     if (name.ends_with(".clip_val"))
       t.fill(2);
-    else if (!name.ends_with(".s") && !name.ends_with(".signed"))
+    else if (t.dtype() == DType::f32 && !name.ends_with(".s") && !name.ends_with(".signed"))
       t.copy_from(separate ? filled(name, t.shape()) : fill_parameter(name, t.shape()));
   }
-  for (auto& [name, t] : n.twin->state()) t.copy_from(fill_parameter(name, t.shape()));
-  n.breakers = break_ties(*n.quantized, *n.twin);
-  n.quantized->eval(), n.twin->eval();
-  return n;
+  for (auto& [name, t] : twin->state())
+    if (t.dtype() == DType::f32) t.copy_from(fill_parameter(name, t.shape()));
+  std::vector<std::string> blocks = block_names(*twin);
+  return {std::move(model), std::move(twin), std::move(blocks)};
 }
 
-struct BlockError {
-  double worst, l2;  ///< of the stored part, relative to its largest value and to its norm
-  double norm;       ///< of the norm of the whole output
-};
+Tensor run_block(Module& m, const Tensor& x) {
+  if (auto* b = dynamic_cast<VitBlock*>(&m)) return (*b)(Variable(x)).data();
+  if (auto* b = dynamic_cast<SwinBlock*>(&m)) return (*b)(Variable(x)).data();
+  return dynamic_cast<PatchMerging&>(m)(Variable(x)).data();
+}
 
-BlockError block_error(VitBlock& block, const Tensor& x, const Tensor& first, double norm) {
-  const Tensor y = block(Variable(x)).data();
-  const auto ours = y.select(0, 0).slice(0, 0, first.size(0)).packed().to_vector<float>();
-  const auto theirs = first.to_vector<float>();
-  double worst = 0, largest = 0, difference = 0, squares = 0, sum = 0;
-  for (size_t i = 0; i < ours.size(); ++i) {
-    const double d = std::fabs(double(ours[i]) - theirs[i]);
-    worst = std::max(worst, d), largest = std::max(largest, std::fabs(double(theirs[i])));
-    difference += d * d, squares += double(theirs[i]) * theirs[i];
+/// [B, tokens, C] of any output.
+Tensor as_tokens(const Tensor& y) {
+  return y.packed().reshape({y.size(0), y.numel() / y.size(0) / y.size(-1), y.size(-1)});
+}
+
+double rms(const Tensor& t) {
+  double squares = 0;
+  for (const float v : t.to_vector<float>()) squares += double(v) * v;
+  return std::sqrt(squares / double(t.numel()));
+}
+
+struct Difference {
+  double worst, l2;  ///< relative to the largest value of the file's, to its norm
+};
+Difference difference(const Tensor& ours, const Tensor& theirs) {
+  const std::vector<float> a = ours.to_vector<float>(), b = theirs.to_vector<float>();
+  double worst = 0, largest = 0, squares = 0, sum = 0;
+  for (size_t i = 0; i < b.size(); ++i) {
+    const double d = std::fabs(double(a[i]) - b[i]);
+    worst = std::max(worst, d), largest = std::max(largest, std::fabs(double(b[i])));
+    squares += d * d, sum += double(b[i]) * b[i];
   }
-  for (const float v : y.to_vector<float>()) sum += double(v) * v;
-  return {worst / largest, std::sqrt(difference / squares), std::fabs(std::sqrt(sum) / norm - 1)};
+  return {worst / largest, std::sqrt(squares / sum)};
 }
 
 /// What the file allows for a block on its own: with a value next to a boundary it may round the other way.
 double local_tolerance(double margin, int bits) { return margin > 1e-6 ? 1e-4 : bits >= 3 ? 5e-3 : 2e-2; }
 
-/// Every block alone. Where a tie costs more than the file allows for one, ties are moved until it is within
-/// 1e-4.
-void check_blocks(Network& n, const GoldenFile& g, const std::string& name, const nlohmann::json& s) {
-  int64_t moved = 0;
+constexpr double kClose = 1e-4, kSameL2 = 1e-5, kSameSize = 1e-6;
+
+/// At 8 bits dozens of values of a block lie next to a boundary, too many to resolve all.
+bool is_fine(const Json& s) { return s.at("abits").get<int>() >= 8; }
+
+/// Every block alone. Where ties cost more than the file allows for one, they are moved until it is within
+/// kClose, at 8 bits until it is what the file allows; those of weights stay moved, those of this input do
+/// not.
+void check_blocks(TieNetwork& net, const GoldenFile& g, const std::string& name, const Json& s,
+                  bool resolve) {
+  size_t moved = 0, beyond = 0;
+  const bool fine = is_fine(s);
   for (const auto& [block, local] : s.at("local").items()) {
-    auto& b = dynamic_cast<VitBlock&>(n.twin->at(block));
-    const std::string at = name + "/local/" + block, prefix = block + ".";
+    SCOPED_TRACE(block);
+    Module& m = net.twin->at(block);
+    const std::string at = name + "/local/" + block;
     const Tensor x = fill_expression(local.at("input")), first = g.tensor(at + "/first_tokens");
-    const double norm = g.tensor(at + "/norm").item<float>();
-    double tolerance = local_tolerance(local.at("margin"), s.at("abits"));
-    BlockError error = block_error(b, x, first, norm);
-    EXPECT_LE(error.norm, tolerance) << at;
-    if (error.worst > tolerance) {
-      const auto concerns = [&](const std::string& slot) { return slot.starts_with(prefix); };
-      moved += resolve_ties(
-          n.breakers, concerns, [&] { return block_error(b, x, first, norm).l2; }, 1e-5);
-      error = block_error(b, x, first, norm);
-      tolerance = 1e-4;
+    Tensor y;
+    const auto run = [&] {
+      net.rewind();
+      y = run_block(m, x);
+      return difference(as_tokens(y).select(0, 0).slice(0, 0, first.size(0)), first);
+    };
+    const double tolerance = local_tolerance(local.at("margin"), s.at("abits"));
+    const double before = run().worst, norm = rms(y) * std::sqrt(double(y.numel()));
+    EXPECT_NEAR(norm / g.tensor(at + "/norm").item<float>(), 1, tolerance);
+    beyond += before > tolerance;
+    if (before > tolerance && !resolve) {
+      EXPECT_LE(before, 0.1);
+    } else if (before > tolerance) {
+      net.resolve([&] { return fine ? run().worst / tolerance : run().l2 / kSameL2; }, [] { return 0; },
+                  [] { return INT64_MAX; });
+      EXPECT_LE(run().worst, fine ? tolerance : kClose);
     }
-    EXPECT_LE(error.worst, tolerance) << at;
-    for (const auto& [slot, breaker] : n.breakers) breaker->moved.clear();
+    for (const auto& breaker : net.breakers) {
+      for (TieBreaker::Call& call : breaker->calls) moved += call.moved.size();
+      if (!breaker->slot.ends_with(".weight")) breaker->calls.clear();
+    }
   }
-  std::printf("%s: %zu blocks, %lld ties moved\n", name.c_str(), s.at("local").size(), (long long)moved);
+  std::printf("%s: %zu blocks, %zu of them with ties that cost more than the file allows, %zu ties moved\n",
+              name.c_str(), s.at("local").size(), beyond, moved);
+  EXPECT_LE(beyond, s.at("local").size() / 2);
 }
 
-/// Blocks of the whole network whose output is the file's, in order.
-int64_t equal_blocks(const std::vector<std::shared_ptr<Probe>>& outputs, const GoldenFile& g,
-                     const std::string& name) {
-  for (size_t i = 0; i < outputs.size(); ++i) {
-    const std::string at = name + "/layer/blocks." + std::to_string(i);
-    const Tensor first = g.tensor(at + "/first_tokens"), rms = g.tensor(at + "/rms_per_image"),
-                 y = outputs[i]->last.data();
-    const auto ours =
-        y.slice(0, 0, 1).slice(1, 0, first.size(1)).slice(2, 0, first.size(2)).to_vector<float>();
-    const auto theirs = first.to_vector<float>();
-    double largest = 0, worst = 0;
-    for (size_t k = 0; k < ours.size(); ++k) {
-      largest = std::max(largest, std::fabs(double(theirs[k])));
-      worst = std::max(worst, std::fabs(double(ours[k]) - theirs[k]));
-    }
-    for (int64_t b = 0; b < rms.size(0); ++b) {
-      double sum = 0;
-      for (const float v : y.select(0, b).to_vector<float>()) sum += double(v) * v;
-      const double expected = rms.to_vector<float>()[size_t(b)];
-      worst = std::max(
-          worst,
-          largest * std::fabs(std::sqrt(sum * double(rms.size(0)) / double(y.numel())) / expected - 1));
-    }
-    if (worst > 1e-4 * largest) return int64_t(i);
+/// Compares scales with those of the file's first forward, which the network then takes.
+void check_scales(TieNetwork& net, const GoldenFile& g, const std::string& name) {
+  for (auto& [own, t] : net.quantized->state()) {
+    if (!own.ends_with(".s") && !own.ends_with(".signed")) continue;
+    const Tensor theirs = g.tensor(name + "/s/" + own);
+    // Up to the first attention nothing is behind a value that may round the other way.
+    for (const char* early : {"patch_embed", "features.0.", "blocks.0.attn.quant_x", "blocks.0.attn.qkv",
+                              "features.1.0.attn.quant_x"})
+      if (own.starts_with(early)) expect_close(t, theirs, 1e-4, 0, own);
+    t.copy_from(theirs);
   }
-  return int64_t(outputs.size());
 }
 
-void check_full(const std::string& file) {
+/// How far the output of a block in the whole network is from what the file has of it: two tokens of the
+/// first image, root mean square and mean of each image, over what float rounding explains. At most 1: the
+/// same.
+double distance(const TieNetwork& net, const GoldenFile& g, const std::string& at, size_t block) {
+  const Tensor y = as_tokens(net.outputs.at(block)), part = g.tensor(at + "/first_tokens");
+  const Tensor first = part.reshape({part.size(-2), part.size(-1)});
+  const auto sizes = g.tensor(at + "/rms_per_image").to_vector<float>(),
+             means = g.tensor(at + "/mean_per_image").to_vector<float>();
+  double far =
+      difference(y.select(0, 0).slice(0, 0, first.size(0)).slice(1, 0, first.size(1)), first).worst / kClose;
+  for (size_t b = 0; b < sizes.size(); ++b) {
+    const Tensor image = y.select(0, int64_t(b));
+    double sum = 0;
+    for (const float v : image.to_vector<float>()) sum += v;
+    const double mean = sum / double(image.numel());
+    far = std::max({far, std::fabs(rms(image) / sizes[b] - 1) / kSameSize,
+                    std::fabs(mean - means[b]) / (kSameSize * sizes[b])});
+  }
+  return far;
+}
+
+/// The whole network, block by block. At 8 bits, where the ties are not resolved, the logits are compared as
+/// a whole: one value that rounds the other way changes those of a network with random weights by 5 to 80 %.
+void check_network(TieNetwork& net, const GoldenFile& g, const std::string& name, const Json& s) {
+  const Tensor images = fill_expression(s.at("input"));
+  const bool fine = is_fine(s);
+  net.run_block = [&](const std::string& b, const Tensor& x) { return run_block(net.twin->at(b), x); };
+  if (!fine) {
+    const size_t equal =
+        net.walk(images, [&](size_t b) { return distance(net, g, name + "/layer/" + net.blocks[b], b); });
+    std::printf("%s: %zu of %zu blocks of the whole network equal the file's, %zu ties moved\n", name.c_str(),
+                equal, net.depth, net.moved());
+    EXPECT_EQ(equal, net.depth);
+  }
+  net.rewind();
+  const ImageModel::Heads heads = net.twin->heads(Variable(images));
+  const auto check = [&](const Variable& ours, const char* what) {
+    const Tensor theirs = g.tensor(name + "/out/" + what);
+    if (fine) {
+      EXPECT_LE(difference(ours.data(), theirs).l2, 0.2) << what;
+    } else {
+      expect_close_to_largest(ours.data(), theirs, kClose, what);
+    }
+  };
+  if (!heads.dist.defined()) return check(heads.cls, "eval_logits");
+  check(heads.cls, "cls"), check(heads.dist, "dist");
+  check(scale(add(heads.cls, heads.dist), 0.5), "eval_logits");
+}
+
+/// unresolved: blocks as they are, where resolving their ties takes too long.
+enum class Part { unresolved, blocks, both };
+
+void check_full(const std::string& file, Part part) {
   LOWBIT_GOLDEN_OR_SKIP(path, file);
   const GoldenFile g(path);
+  const NoGrad off;
   for (const auto& [name, s] : g.cases()) {
     SCOPED_TRACE(name);
-    Network n = published_model(s);
-    VisionTransformer* model = n.twin.get();
-    const NoGrad off;
-    (void)(*n.quantized)(Variable(fill_expression(s.at("init_input"))));
-    for (auto& [own, t] : n.quantized->state()) {
-      const std::string key = name + "/s/" + own;
-      if (!own.ends_with(".s") && !own.ends_with(".signed")) continue;
-      const Tensor theirs = g.tensor(key);
-      // Up to the first attention nothing is behind a value that may round the other way.
-      if (own.starts_with("patch_embed") || own.starts_with("blocks.0.attn.quant_x") ||
-          own.starts_with("blocks.0.attn.qkv"))
-        expect_close(t, theirs, 1e-4, 0, key);
-      t.copy_from(theirs);
-    }
-    check_blocks(n, g, name, s);
-    std::vector<std::shared_ptr<Probe>> outputs;
-    for (int64_t i = 0; i < model->config().depth; ++i)
-      outputs.push_back(probe(*model, "blocks." + std::to_string(i) + ".mlp_sum"));
-    const Variable input{fill_expression(s.at("input"))};
-    const VisionTransformer::Heads heads = model->heads(input);
-    const int64_t equal = equal_blocks(outputs, g, name);
-    std::printf("%s: %lld of %zu blocks of the whole network equal the file's\n", name.c_str(),
-                (long long)equal, outputs.size());
-    if (equal == std::ssize(outputs)) {
-      expect_close_to_largest(heads.cls.data(), g.tensor(name + "/out/cls"), 1e-4, name + " cls");
-      expect_close_to_largest(heads.dist.data(), g.tensor(name + "/out/dist"), 1e-4, name + " dist");
-      expect_close_to_largest((*model)(input).data(), g.tensor(name + "/out/eval_logits"), 1e-4,
-                              name + " logits");
-    }
+    TieNetwork net = published_network(s);
+    (void)(*net.quantized)(Variable(fill_expression(s.at("init_input"))));
+    check_scales(net, g, name);
+    check_blocks(net, g, name, s, part != Part::unresolved);
+    if (part == Part::both) check_network(net, g, name, s);
   }
 }
 
-TEST(OfqGolden, FullDeitTinyPlainW2A2) { check_full("ofq/full_deit_t_plain_w2a2.safetensors"); }
-TEST(OfqGolden, FullDeitTinyW2A2) { check_full("ofq/full_deit_t_qkr_w2a2.safetensors"); }
-TEST(OfqGolden, FullDeitTinyW4A4) { check_full("ofq/full_deit_t_qkr_w4a4.safetensors"); }
-TEST(OfqGolden, FullDeitTinyW8A8) { check_full("ofq/full_deit_t_qkr_w8a8.safetensors"); }
-TEST(OfqGolden, FullDeitSmallW2A2) { check_full("ofq/full_deit_s_qkr_w2a2.safetensors"); }
-TEST(OfqGolden, FullDeitSmallW3A3) { check_full("ofq/full_deit_s_qkr_w3a3.safetensors"); }
+TEST(OfqGolden, FullDeitTinyPlainW2A2) { check_full("ofq/full_deit_t_plain_w2a2.safetensors", Part::both); }
+TEST(OfqGolden, FullDeitTinyW2A2) { check_full("ofq/full_deit_t_qkr_w2a2.safetensors", Part::both); }
+TEST(OfqGolden, FullDeitTinyW4A4) { check_full("ofq/full_deit_t_qkr_w4a4.safetensors", Part::both); }
+TEST(OfqGolden, FullDeitTinyW8A8) { check_full("ofq/full_deit_t_qkr_w8a8.safetensors", Part::both); }
+TEST(OfqGolden, FullDeitSmallW2A2) { check_full("ofq/full_deit_s_qkr_w2a2.safetensors", Part::blocks); }
+TEST(OfqGolden, FullDeitSmallW3A3) { check_full("ofq/full_deit_s_qkr_w3a3.safetensors", Part::blocks); }
+TEST(OfqGolden, FullSwinTinyW2A2) { check_full("ofq/full_swin_t_qkr_w2a2.safetensors", Part::blocks); }
+TEST(OfqGolden, FullSwinTinyW3A3) { check_full("ofq/full_swin_t_qkr_w3a3.safetensors", Part::blocks); }
+TEST(OfqGolden, FullSwinTinyW8A8) { check_full("ofq/full_swin_t_qkr_w8a8.safetensors", Part::unresolved); }
 
 }  // namespace
 }  // namespace lowbit::test

@@ -1,149 +1,45 @@
 // Whole models at W4A4 against the published code: every scale, and the logits.
 //
-// Rounding makes such a network chaotic: a value that lies on the boundary of two levels, up to the rounding
-// of float sums, may take either, and each such tie moves hundreds of values of the next layer. A comparison
-// of the logits is only meaningful once both sides resolved the ties of the early blocks alike. The test
-// therefore looks for the values within kTieBand of a boundary and, where a block's stored statistics differ
-// from ours, moves one tie after another to its other level until they agree. The bounds on the logits are
-// the file's own.
+// The bounds on the logits are the files' own. tests/support/tie_breaker.h resolves ties before.
 
 #include <gtest/gtest.h>
 
 #include <algorithm>
 #include <array>
 #include <cmath>
-#include <memory>
-#include <set>
 
-#include "autograd/core/node.h"
 #include "nn/models/sret.h"
 #include "nn/models/swin.h"
 #include "nn/models/vit.h"
 #include "quant/quantizer/lsq_quantizer.h"
-#include "quant/scheme/scheme.h"
-#include "tests/support/golden.h"
-#include "tests/support/model.h"
+#include "tests/support/tie_breaker.h"
 
 namespace lowbit {
 namespace {
 
 using namespace test;
 
-constexpr double kTieBand = 1e-5;  // levels; the float32 sums of the reference are off by up to 7e-6
+/// With quantizers as published.
+struct Network : TieNetwork {
+  std::map<std::string, Tensor> state;  ///< of both models, the quantizers' included
 
-/// Counts what passes the recorders and tie breakers of a network during a forward pass.
-struct Clock {
-  int64_t time = 0;
-  std::vector<int64_t> blocks;  ///< when each block's output came
-  size_t stop_after = SIZE_MAX;
-  struct Stop {};
-};
-
-/// Stands before a quantizer: finds the values next to a boundary and moves the chosen ones across it.
-struct TieBreaker final : Transform {
-  struct Call {
-    int64_t time = 0;
-    std::set<int64_t> moved;                        ///< flat indices that take the other level
-    std::vector<std::pair<double, int64_t>> found;  ///< distance in levels, flat index
-  };
-  Quantizer* quantizer = nullptr;
-  Clock* clock = nullptr;
-  std::vector<Call> calls;  ///< of one forward pass
-  size_t next = 0;
-
-  Variable apply(const Variable& x) override {
-    if (next == calls.size()) calls.emplace_back();
-    Call& call = calls[next++];
-    call.time = clock->time++;
-    const std::vector<float> v = x.data().to_vector<float>();
-    const float s = quantizer->scale().to_vector<float>()[0];
-    const QuantSpec& spec = quantizer->spec();
-    const Levels levels = Levels::of(quantizer->bits(), spec.is_signed);
-    call.found.clear();
-    for (size_t i = 0; i < v.size(); ++i) {
-      const double u = v[i] / s, boundary = std::floor(u) + 0.5;
-      if (std::fabs(u - boundary) <= kTieBand && boundary > levels.lo && boundary < levels.hi)
-        call.found.emplace_back(std::fabs(u - boundary), int64_t(i));
-    }
-    if (call.moved.empty()) return quantizer->apply(x);
-    std::vector<float> w = v;
-    for (const int64_t i : call.moved) {
-      const double u = w[size_t(i)] / s, boundary = std::floor(u) + 0.5;
-      w[size_t(i)] = float((boundary + (std::rint(u) < boundary ? 2 : -2) * kTieBand) * s);
-    }
-    return quantizer->apply(Variable(Tensor::from(w, x.shape())));
-  }
-};
-
-/// Keeps the outputs of a block.
-struct Recorder final : Transform {
-  Clock* clock = nullptr;
-  std::vector<Tensor>* outputs = nullptr;
-  Variable apply(const Variable& x) override {
-    outputs->push_back(x.data());
-    clock->blocks.push_back(clock->time++);
-    if (outputs->size() > clock->stop_after) throw Clock::Stop{};
-    return x;
-  }
-};
-
-using Make = std::function<std::unique_ptr<ImageModel>()>;
-
-/// A quantized model whose activations pass tie breakers. The quantizers live in `quantized`, the float twin
-/// computes with them.
-struct Network {
-  std::unique_ptr<ImageModel> quantized, twin;
-  std::map<std::string, Tensor> state;  ///< of both, the quantizers' included
-  std::vector<std::shared_ptr<TieBreaker>> breakers;
-  std::vector<Tensor> outputs;  ///< of the blocks, in call order
-  size_t depth;
-  Clock clock;
-
+  using Make = std::function<std::unique_ptr<ImageModel>()>;
   Network(const Make& make, const std::vector<std::string>& blocks)
-      : quantized(make()), twin(make()), depth(blocks.size()) {
-    Scheme scheme = load_scheme("vvtq", {});
-    for (Rule& r : scheme.rules) r.settings["published_scale"] = "yes";
-    install(*quantized, scheme);
-    fill_state(*twin);
-    state = quantized->state();
+      : TieNetwork(installed(make()), filled(make()), blocks), state(quantized->state()) {
     for (auto& [name, t] : twin->state()) state[name] = t;
-    std::map<std::string, Slot*> slots;
-    for (const NamedSlot& s : twin->slots()) slots[s.name] = s.slot;
-    for (const auto& [name, quantizer] : quantizers(*quantized)) {
-      const auto breaker = std::make_shared<TieBreaker>();
-      breaker->quantizer = quantizer, breaker->clock = &clock;
-      if (name.ends_with(".weight")) {
-        slots.at(name)->set(std::make_shared<Through>(quantizer), "");
-      } else {
-        slots.at(name)->set(breaker, "");
-        breakers.push_back(breaker);
-      }
-    }
-    for (const std::string& name : std::set<std::string>(blocks.begin(), blocks.end())) {
-      const auto recorder = probe<Recorder>(*twin, name + ".mlp_sum");
-      recorder->clock = &clock, recorder->outputs = &outputs;
-    }
-    quantized->eval(), twin->eval();
-  }
-
-  /// The logits, or nothing when it stops behind block `last`.
-  Tensor forward(const Tensor& images, size_t last = SIZE_MAX) {
-    clock = {0, {}, last};
-    outputs.clear();
-    for (const auto& breaker : breakers) breaker->next = 0;
-    try {
-      return (*twin)(Variable(images)).data();
-    } catch (const Clock::Stop&) {
-      return {};
-    }
   }
 
  private:
-  struct Through final : Transform {
-    explicit Through(Quantizer* q) : quantizer(q) {}
-    Variable apply(const Variable& x) override { return quantizer->apply(x); }
-    Quantizer* quantizer;
-  };
+  static std::unique_ptr<ImageModel> installed(std::unique_ptr<ImageModel> m) {
+    Scheme scheme = load_scheme("vvtq", {});
+    for (Rule& r : scheme.rules) r.settings["published_scale"] = "yes";
+    install(*m, scheme);
+    return m;
+  }
+  static std::unique_ptr<ImageModel> filled(std::unique_ptr<ImageModel> m) {
+    fill_state(*m);
+    return m;
+  }
 };
 
 /// Σ a·b as the SSE3 kernel of the BLAS library adds it under which the file was made: sixteen partial sums
@@ -230,32 +126,6 @@ double distance(const Network& net, const GoldenFile& g, size_t block) {
   return far;
 }
 
-/// The first block whose output is not the file's; the depth when all are.
-size_t first_difference(const Network& net, const GoldenFile& g) {
-  size_t b = 0;
-  while (b < net.outputs.size() && distance(net, g, b) <= 1) ++b;
-  return b;
-}
-
-/// Moves ties of the block and the one before it until the first difference lies behind it. False if none
-/// helps.
-bool resolve_block(Network& net, const GoldenFile& g, const Tensor& images, size_t block) {
-  std::vector<std::tuple<double, TieBreaker::Call*, int64_t>> ties;
-  const int64_t from = block > 1 ? net.clock.blocks[block - 2] : 0, to = net.clock.blocks[block];
-  for (const auto& breaker : net.breakers)
-    for (TieBreaker::Call& call : breaker->calls)
-      if (call.time >= from && call.time < to)
-        for (const auto& [distance, i] : call.found) ties.emplace_back(distance, &call, i);
-  std::sort(ties.begin(), ties.end());
-  for (const auto& [distance, call, i] : ties) {
-    if (!call->moved.insert(i).second) continue;
-    net.forward(images, block);
-    if (first_difference(net, g) > block) return true;
-    call->moved.erase(i);
-  }
-  return false;
-}
-
 void check_full_model(const std::string& file,
                       const std::function<std::unique_ptr<ImageModel>(const GoldenFile&)>& make) {
   LOWBIT_GOLDEN_OR_SKIP(path, file);
@@ -266,15 +136,7 @@ void check_full_model(const std::string& file,
   NoGrad off;
   check_scales(net, g, names[0]);
   const Tensor images = fill("input", {2, 3, 224, 224}, 0, 2);
-  Tensor logits = net.forward(images);
-  size_t block = first_difference(net, g);
-  while (block < net.depth && resolve_block(net, g, images, block)) {
-    net.forward(images);
-    block = first_difference(net, g);
-  }
-  size_t moved = 0;
-  for (const auto& breaker : net.breakers)
-    for (const TieBreaker::Call& call : breaker->calls) moved += call.moved.size();
+  const size_t block = net.walk(images, [&](size_t b) { return distance(net, g, b); }), moved = net.moved();
   std::printf("%zu of %zu blocks equal the file's, with %zu ties moved\n", block, net.depth, moved);
   // Where the published code in float64 leaves its own float32 within the first block, that is the bound.
   if (const double apart = g.meta_json("float64_block_rel_l2").at(0); apart < 1e-4) {
@@ -288,7 +150,7 @@ void check_full_model(const std::string& file,
     EXPECT_LE(std::sqrt(difference / size), 3 * apart) << "the first block";
   }
   EXPECT_LE(moved, 8U) << "more ties than float rounding explains";
-  logits = net.forward(images);
+  const Tensor logits = net.forward(images);
   const std::vector<float> ours = logits.to_vector<float>(), theirs = g.tensor("logits").to_vector<float>();
   double dot = 0, a = 0, b = 0, largest = 0, worst = 0;
   for (size_t i = 0; i < ours.size(); ++i) {

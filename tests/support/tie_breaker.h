@@ -1,119 +1,239 @@
 #pragma once
 // Values on the boundary of two levels. Up to the rounding of float sums such a value may take either level,
-// and one that takes the other than the reference's moves hundreds of values behind it. These pieces find
-// such values before a quantizer and move chosen ones across, so that a comparison can go on behind them with
-// its tight bound.
+// and one that takes the other than the reference's moves hundreds of values behind it, so that a comparison
+// of whole networks means something only once both sides resolved their ties alike. These pieces find the
+// values next to a boundary and, where a block's output differs from the reference's, move one after another
+// across it until it agrees. The bounds of the comparison stay as tight as they are.
 
+#include <algorithm>
 #include <cmath>
 #include <functional>
 #include <map>
 #include <memory>
+#include <set>
 #include <string>
 #include <vector>
 
-#include "nn/core/module.h"
+#include "autograd/core/node.h"
+#include "nn/models/image_model.h"
 #include "quant/quantizer/ofq_quantizer.h"
 #include "quant/scheme/scheme.h"
+#include "tests/support/model.h"
 
 namespace lowbit::test {
 
+/// Counts what passes the recorders and tie breakers of a network during a forward pass.
+struct Clock {
+  int64_t time = 0;
+  std::vector<int64_t> blocks;  ///< when each block's output came
+  size_t stop_after = SIZE_MAX;
+  int64_t watch_from = INT64_MAX;  ///< look for ties from then on: a few more evaluations of every quantizer
+  struct Stop {};
+};
+
 /// Stands before a quantizer whose scales are known.
 struct TieBreaker final : Transform {
-  explicit TieBreaker(Quantizer* q) : quantizer(q) {}
-  Quantizer* quantizer;
-  bool watch = false;  ///< look for ties: two more evaluations
-  std::map<int64_t, float>
-      found;  ///< where another level lies within the band, and the step that leads there
-  std::map<int64_t, float> moved;  ///< of those, the ones that take it
+  static constexpr float kBands[] = {3e-7F, 1e-6F, 3e-6F, 1e-5F};
+  struct Tie {
+    float band;  ///< relative to the root mean square; near ones are the likelier
+    int64_t index;
+    float step;  ///< to the other level
+  };
+  struct Call {  ///< one use in a forward pass
+    int64_t time = 0;
+    std::vector<Tie> found;
+    std::map<int64_t, float> moved;  ///< the ties that take the other level: index and step
+  };
+  std::string slot;
+  Quantizer* quantizer = nullptr;
+  Clock* clock = nullptr;
+  std::vector<Call> calls;
+  size_t next = 0;
 
   Variable apply(const Variable& x) override {
-    if (!watch && moved.empty()) return quantizer->apply(x);
+    if (next == calls.size()) calls.emplace_back();
+    Call& call = calls[next++];
+    call.time = clock->time++;
+    const bool watch = call.time >= clock->watch_from;
+    if (!watch && call.moved.empty()) return quantizer->apply(x);
     std::vector<float> v = x.data().to_vector<float>();
-    if (watch) find(v, x.shape());
-    for (const auto& [i, step] : moved) v[size_t(i)] += step;
-    return quantizer->apply(moved.empty() ? x : Variable(Tensor::from(v, x.shape())));
+    if (watch) find(call, v, x.shape());
+    for (const auto& [i, step] : call.moved) v[size_t(i)] += step;
+    return quantizer->apply(call.moved.empty() ? x : Variable(Tensor::from(v, x.shape())));
   }
 
  private:
-  void find(const std::vector<float>& v, const Shape& shape) {
+  /// Float sums carry errors of a few 1e-7 of their largest terms; the values are of the order of their mean
+  /// square.
+  void find(Call& call, const std::vector<float>& v, const Shape& shape) const {
     double squares = 0;
     for (const float e : v) squares += double(e) * e;
-    // Float sums carry errors of a few 1e-7 of the largest terms; the values are of the order of their mean
-    // square.
-    const float band = float(1e-5 * std::sqrt(squares / double(v.size())));
+    const double rms = std::sqrt(squares / double(v.size()));
     const auto levels = [&](float by) {
       std::vector<float> w = v;
       for (float& e : w) e += by;
       return quantizer->apply(Variable(Tensor::from(w, shape))).data().to_vector<float>();
     };
-    const std::vector<float> y = levels(0), up = levels(band), down = levels(-band);
-    found.clear();
-    // A scale that is computed from the values moves with them a little; a level is much more.
-    for (size_t i = 0; i < v.size(); ++i)
-      if (std::fabs(up[i] - down[i]) > 1e-3F * (std::fabs(up[i]) + std::fabs(down[i])))
-        found[int64_t(i)] = std::fabs(up[i] - y[i]) > std::fabs(down[i] - y[i]) ? band : -band;
-  }
-};
-
-/// Passes on to a quantizer that another model owns.
-struct Through final : Transform {
-  explicit Through(Quantizer* q) : quantizer(q) {}
-  Variable apply(const Variable& x) override { return quantizer->apply(x); }
-  Quantizer* quantizer;
-};
-
-/// Fills the slots of the float `twin` with the quantizers of `quantized` behind tie breakers, those of
-/// weights with a stored scale without one: nothing there is computed. Both must live on. Returned by slot
-/// name, in model order.
-inline std::vector<std::pair<std::string, std::shared_ptr<TieBreaker>>> break_ties(Module& quantized,
-                                                                                   Module& twin) {
-  std::map<std::string, Slot*> slots;
-  for (const NamedSlot& s : twin.slots()) slots[s.name] = s.slot;
-  std::vector<std::pair<std::string, std::shared_ptr<TieBreaker>>> breakers;
-  for (const auto& [name, quantizer] : quantizers(quantized)) {
-    if (name.ends_with(".weight") && !dynamic_cast<StatsqQuantizer*>(quantizer)) {
-      slots.at(name)->set(std::make_shared<Through>(quantizer), "");
-      continue;
+    const std::vector<float> y = levels(0);
+    std::set<int64_t> known;
+    call.found.clear();
+    for (const float band : kBands) {
+      const float step = float(band * rms);
+      const std::vector<float> up = levels(step), down = levels(-step);
+      // A scale that is computed from the values moves with them a little; a level is much more.
+      for (size_t i = 0; i < v.size(); ++i)
+        if (std::fabs(up[i] - down[i]) > 1e-3F * (std::fabs(up[i]) + std::fabs(down[i])) &&
+            known.insert(int64_t(i)).second)
+          call.found.push_back(
+              {band, int64_t(i), std::fabs(up[i] - y[i]) > std::fabs(down[i] - y[i]) ? step : -step});
     }
-    breakers.emplace_back(name, std::make_shared<TieBreaker>(quantizer));
-    slots.at(name)->set(breakers.back().second, "");
   }
-  return breakers;
-}
+};
 
-/// Moves ties of the slots that `concerns` one after another as long as that lowers error() — which runs the
-/// network and compares — by a twentieth at least, until it is below `bound` or nothing helps. Returns how
-/// many.
-inline int64_t resolve_ties(const std::vector<std::pair<std::string, std::shared_ptr<TieBreaker>>>& breakers,
-                            const std::function<bool(const std::string&)>& concerns,
-                            const std::function<double()>& error, double bound) {
-  std::vector<TieBreaker*> all;
-  for (const auto& [name, breaker] : breakers)
-    if (concerns(name)) all.push_back(breaker.get());
-  const auto watched_error = [&] {
-    for (TieBreaker* b : all) b->watch = true;
-    const double e = error();
-    for (TieBreaker* b : all) b->watch = false;
-    return e;
-  };
-  int64_t moved = 0;
-  const auto try_ties = [&](double now) {
-    for (TieBreaker* b : all)
-      for (const auto& [i, step] : b->found) {
-        if (!b->moved.emplace(i, step).second) continue;
-        if (error() < now * 0.95) return true;
-        b->moved.erase(i);
+/// A quantized model whose slots pass tie breakers: the quantizers live in `quantized`, its float twin
+/// computes with them. Weights with a stored scale have no tie breaker: nothing is computed there.
+struct TieNetwork {
+  std::unique_ptr<ImageModel> quantized, twin;
+  std::vector<std::shared_ptr<TieBreaker>> breakers;
+  std::vector<Tensor> outputs;      ///< of the blocks, in call order
+  std::vector<std::string> blocks;  ///< modules in the order of their calls
+  size_t depth;
+  Clock clock;
+
+  TieNetwork(std::unique_ptr<ImageModel> q, std::unique_ptr<ImageModel> t, std::vector<std::string> names)
+      : quantized(std::move(q)), twin(std::move(t)), blocks(std::move(names)), depth(blocks.size()) {
+    std::map<std::string, Slot*> slots;
+    for (const NamedSlot& s : twin->slots()) slots[s.name] = s.slot;
+    for (const auto& [name, quantizer] : quantizers(*quantized)) {
+      if (name.ends_with(".weight") && !dynamic_cast<StatsqQuantizer*>(quantizer)) {
+        slots.at(name)->set(std::make_shared<Through>(quantizer), "");
+        continue;
       }
-    return false;
-  };
-  double now = error();
-  while (now > bound) {
-    now = watched_error();
-    if (!try_ties(now)) break;
-    ++moved;
-    now = error();
+      breakers.push_back(std::make_shared<TieBreaker>());
+      breakers.back()->slot = name, breakers.back()->quantizer = quantizer, breakers.back()->clock = &clock;
+      slots.at(name)->set(breakers.back(), "");
+    }
+    for (const std::string& name : std::set<std::string>(blocks.begin(), blocks.end())) {
+      const auto recorder = probe<Recorder>(*twin, output_slot(*twin, name));
+      recorder->clock = &clock, recorder->outputs = &outputs;
+    }
+    quantized->eval(), twin->eval();
   }
-  return moved;
-}
+
+  /// Before a pass through a part of the twin.
+  void rewind(size_t last = SIZE_MAX) {
+    clock.time = 0, clock.blocks.clear(), clock.stop_after = last;
+    outputs.clear();
+    for (const auto& b : breakers) b->next = 0;
+  }
+  /// The logits, or nothing when it stops behind block `last`.
+  Tensor forward(const Tensor& images, size_t last = SIZE_MAX) {
+    rewind(last);
+    try {
+      return (*twin)(Variable(images)).data();
+    } catch (const Clock::Stop&) {
+      return {};
+    }
+  }
+  size_t moved() const {
+    size_t n = 0;
+    for (const auto& b : breakers)
+      for (const TieBreaker::Call& c : b->calls) n += c.moved.size();
+    return n;
+  }
+
+  /// Moves ties until error() ≤ 1 or nothing helps. error() runs a part of the network; ties that came in
+  /// [from(), to()) of its time count. The nearest are tried first, each alone; then those that lowered the
+  /// error by a fiftieth together, the best first, as long as each does so again.
+  bool resolve(const std::function<double()>& error, const std::function<int64_t()>& from,
+               const std::function<int64_t()>& to) {
+    double now = error();
+    for (bool better = true; better && now > 1;) {
+      better = false;
+      clock.watch_from = from();
+      now = error();
+      clock.watch_from = INT64_MAX;
+      for (const float band : TieBreaker::kBands) {
+        struct Candidate {
+          double error;
+          TieBreaker::Call* call;
+          const TieBreaker::Tie* tie;
+        };
+        std::vector<Candidate> candidates;
+        for (const auto& b : breakers)
+          for (TieBreaker::Call& c : b->calls)
+            if (b->next > 0 && c.time >= from() && c.time < to())
+              for (const TieBreaker::Tie& t : c.found)
+                if (t.band == band && !c.moved.count(t.index)) candidates.push_back({0, &c, &t});
+        for (Candidate& c : candidates) {
+          c.call->moved.emplace(c.tie->index, c.tie->step);
+          c.error = error();
+          if (c.error <= 1) return true;
+          c.call->moved.erase(c.tie->index);
+        }
+        std::stable_sort(candidates.begin(), candidates.end(),
+                         [](const Candidate& a, const Candidate& b) { return a.error < b.error; });
+        for (const Candidate& c : candidates) {
+          if (now <= 1 || c.error > 0.98 * now) break;
+          c.call->moved.emplace(c.tie->index, c.tie->step);
+          if (const double after = error(); after < 0.98 * now)
+            now = after, better = true;
+          else
+            c.call->moved.erase(c.tie->index);
+        }
+        if (now <= 1 || better) break;  // what was moved changes what lies behind it
+      }
+      now = error();
+    }
+    return now <= 1;
+  }
+
+  /// One block alone; where it is given no block is called twice, and the walk need not begin at the images
+  /// for every tie.
+  std::function<Tensor(const std::string& block, const Tensor& x)> run_block;
+
+  /// Walks through the network: error(b) of block b's output, at most 1 where it is the reference's. Where it
+  /// is not, ties of the block and the one before it are moved. Returns how many blocks agree.
+  size_t walk(const Tensor& images, const std::function<double(size_t)>& error) {
+    for (size_t block = 0;;) {
+      forward(images);
+      while (block < depth && error(block) <= 1) ++block;
+      if (block == depth) return depth;
+      const size_t first = block > 0 ? block - 1 : 0;
+      const std::vector<Tensor> before(outputs.begin(), outputs.begin() + int64_t(first));
+      const bool alone = run_block && first > 0;
+      const auto run = [&] {
+        if (alone) {
+          rewind();
+          outputs = before;
+          Tensor x = before.back();
+          for (size_t b = first; b <= block; ++b) x = run_block(blocks[b], x);
+        } else {
+          forward(images, block);
+        }
+        return std::max(error(block), block > 0 ? error(first) : 0);
+      };
+      const auto from = [&] { return alone || first == 0 ? 0 : clock.blocks[first - 1]; };
+      if (!resolve(run, from, [] { return INT64_MAX; })) return block;
+    }
+  }
+
+ private:
+  struct Through final : Transform {
+    explicit Through(Quantizer* q) : quantizer(q) {}
+    Variable apply(const Variable& x) override { return quantizer->apply(x); }
+    Quantizer* quantizer;
+  };
+  struct Recorder final : Transform {
+    Clock* clock = nullptr;
+    std::vector<Tensor>* outputs = nullptr;
+    Variable apply(const Variable& x) override {
+      outputs->push_back(x.data());
+      clock->blocks.push_back(clock->time++);
+      if (outputs->size() > clock->stop_after) throw Clock::Stop{};
+      return x;
+    }
+  };
+};
 
 }  // namespace lowbit::test
