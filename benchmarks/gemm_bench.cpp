@@ -232,7 +232,8 @@ GemmInput seen(const GemmInput& x, bool t) { return t ? x.t() : x; }
 nlohmann::json report(const Case& c, const char* kind, const std::vector<Contender>& all, double peak) {
   const double work = 2e-9 * double(c.batch * c.m * c.n * c.k);
   std::printf("%-36s %-5s", c.name.c_str(), kind);
-  nlohmann::json j{{"case", c.name}, {"kind", kind}};
+  nlohmann::json j{{"case", c.name}, {"kind", kind}, {"isa", isa_name(current_isa())}};
+  j["gflops"] = work / all[0].best();  // ours, for tools/bench_compare
   for (size_t i = 0; i < all.size(); ++i) {
     const double rate = work / all[i].best();
     std::printf("  %s %6.1f", all[i].name.c_str(), rate);
