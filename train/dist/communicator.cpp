@@ -31,7 +31,10 @@ std::unique_ptr<Communicator> open_mpi(const Launch& l, double limit, std::strin
     return nullptr;
   }
   auto* open = plugin_function<OpenMpi>("liblowbit_mpi.so", "lowbit_open_mpi", why);
-  if (!open) return nullptr;
+  if (!open) {
+    why += "; it is built where MPI is installed";
+    return nullptr;
+  }
   std::unique_ptr<Communicator> c(open(limit));
   LOWBIT_CHECK(c->size() == l.size && c->rank() == l.rank, usage, "ranks", "MPI must see the processes that ",
                l.from, " started (got rank ", c->rank(), " of ", c->size(), ", ", l.from, " says rank ",

@@ -69,7 +69,14 @@ struct RanksTest : testing::Test {
   }
 
   static Words command(int ranks, const Words& words) {
-    return ranks ? Words{"-n", std::to_string(ranks), LOWBIT_PROGRAM} + words : words;
+    // The launcher reports one exit code; the shell writes down that of every rank.
+    const char* script = R"(trap : TERM; "$0" "$@"; code=$?; echo "code $code" >&2; exit $code)";
+    return ranks ? Words{"-n", std::to_string(ranks), "sh", "-c", script, LOWBIT_PROGRAM} + words : words;
+  }
+  static int count(const std::string& text, const std::string& what) {
+    int n = 0;
+    for (size_t at = 0; (at = text.find(what, at)) != text.npos; ++at) ++n;
+    return n;
   }
   /// 0 ranks: the program alone.
   static Outcome run(int ranks, const Words& words) {
@@ -127,13 +134,8 @@ struct RanksTest : testing::Test {
   Outcome disturbed(int ranks, const Words& words, const std::string& name, int victim, int steps,
                     const std::function<void(pid_t)>& disturb) {
     Process p(command(ranks, train(name, words)), "mpirun");
-    const auto lines = [&] {
-      int n = 0;
-      const std::string text = p.err_so_far();
-      for (size_t at = 0; (at = text.find("Train: ", at)) != text.npos; ++at) ++n;
-      return n;
-    };
-    while (p.running() && lines() < steps) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    while (p.running() && count(p.err_so_far(), "Train: ") < steps)
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
     const auto pid = pid_of_rank(dir.path(), victim);
     EXPECT_TRUE(pid.has_value());
     if (pid) disturb(*pid);
@@ -254,6 +256,7 @@ TEST_F(RanksTest, ARankThatDiesIsNoticed) {
     const bool left = r.err.find(str_cat("lowbit: rank ", rank, " stops: ")) != std::string::npos;
     EXPECT_EQ(left, rank != victim) << r.err;
   }
+  EXPECT_EQ(count(r.err, "code 6\n"), 3) << r.err;
   EXPECT_NE(r.err.find(str_cat("rank ", victim, ": no answer for ")), std::string::npos) << r.err;
   const Outcome rest = run(2, train("run", words));  // fewer ranks go on
   EXPECT_EQ(rest.code, 0) << rest.err;
@@ -282,6 +285,9 @@ TEST_F(RanksTest, ASignalToOneRankStopsAll) {
     const Outcome r =
         disturbed(4, words, name, victim, 4 + int(random() % 20), [&](pid_t pid) { ::kill(pid, signal); });
     EXPECT_EQ(r.code, 75) << r.err;
+    // The launcher may end a shell before it has written.
+    EXPECT_GT(count(r.err, "code 75\n"), 0) << r.err;
+    EXPECT_EQ(count(r.err, "code 75\n"), count(r.err, "code ")) << r.err;
     EXPECT_NE(r.err.find(victim ? "stopped by another rank" : "stopped by signal SIG"), std::string::npos)
         << r.err;
     const Outcome rest = run(victim ? 2 : 0, train(name, words));
