@@ -80,6 +80,7 @@ void UpdateSum::begin(int64_t i) {
     b.version = b.value.version();
   }
   if (i == 0 || ordered_) arena_.zero_grad();
+  if (i == 0) has_grad_.assign(arena_.size(), 0);
 }
 
 void UpdateSum::backward(int64_t i, const Variable& loss) {
@@ -90,6 +91,7 @@ void UpdateSum::backward(int64_t i, const Variable& loss) {
   set_gradient_hook({});
   for (Buffer& b : buffers_) b.moves = b.moves || b.value.version() != b.version;
   moved_.add(moved());
+  for (size_t s = 0; s < arena_.size(); ++s) has_grad_[s] = char(has_grad_[s] || arena_.has_grad(s));
   if (!ordered_) return;
   zero_missing(0, arena_.size());
   if (accumulate_ > 1) gradients_.add(arena_.grads().flat());
@@ -106,7 +108,18 @@ void UpdateSum::finish() {
     c_.finish_sums();
     contributions_ = seen_;
   }
+  unite_flags();
   mean_buffers();
+}
+
+/// A gradient of some micro-batch (one that carries a term of the weights alone, say) is one of the update.
+void UpdateSum::unite_flags() {
+  const std::vector<char> all = gather(c_, std::span<const char>(has_grad_));
+  for (size_t s = 0; s < arena_.size(); ++s) {
+    bool has = false;
+    for (size_t r = 0; r < size_t(c_.size()); ++r) has = has || all[r * arena_.size() + s];
+    arena_.set_has_grad(s, has);
+  }
 }
 
 /// Parameters without a gradient hold stale numbers.

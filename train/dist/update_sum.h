@@ -68,6 +68,7 @@ class UpdateSum {
   void arrived(const GradMeta& m);
   void start_sums(bool all);
   void zero_missing(size_t first, size_t last);
+  void unite_flags();
   Tensor moved() const;
   void mean_buffers();
 
@@ -77,6 +78,7 @@ class UpdateSum {
   bool ordered_;
   std::vector<Buffer> buffers_;
   TreeSum gradients_, moved_;
+  std::vector<char> has_grad_;  ///< of a slice: in some micro-batch of this rank
   // Sums while backward runs: buckets from the end of the arena, as backward goes.
   std::vector<Bucket> buckets_;
   std::map<const GradMeta*, std::pair<size_t, size_t>> place_;  ///< slice and bucket

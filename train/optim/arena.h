@@ -65,6 +65,8 @@ class ParameterArena {
   const Arena& grads() const { return grads_; }
   /// Backward has written this slice's gradient since zero_grad(); other slices hold stale numbers.
   bool has_grad(size_t slice) const { return vars_[slice].grad().defined(); }
+  /// For gradients that came together elsewhere.
+  void set_has_grad(size_t slice, bool has) { vars_[slice].meta()->has_grad = has; }
   const GradMeta* meta(size_t slice) const { return vars_[slice].meta().get(); }
   void zero_grad();
 

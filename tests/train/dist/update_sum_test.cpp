@@ -68,6 +68,12 @@ struct Normed final : Module {
   Variable& unused = param("unused", Tensor::full({3}, 1));
 };
 
+struct Chain final : Module {
+  Variable& first = param("first", Tensor::full({600, 500}, 0.01));
+  Variable& shared = param("shared", Tensor::full({600, 500}, 0.01));
+  Variable& last = param("last", Tensor::full({600, 500}, 0.01));
+};
+
 /// Mean gradient and running statistics of four micro-batches; parameters without gradient stay so.
 TEST(UpdateSum, MeanOfMicroBatches) {
   Normed model;
@@ -100,6 +106,23 @@ TEST(UpdateSum, MeanOfMicroBatches) {
   }
 }
 
+/// What only the first micro-batch has a gradient for is updated too.
+TEST(UpdateSum, AGradientOfOneMicroBatchCounts) {
+  Chain model;
+  ParameterArena arena(model.parameters());
+  Communicator one;
+  UpdateSum sum(arena, model.state(), one, 2, true);
+  for (int i = 0; i < 2; ++i) {
+    sum.begin(i);
+    sum.backward(i, lowbit::sum(i == 0 ? add(model.first, model.last) : model.last));
+  }
+  sum.finish();
+  const auto gradient = [&](size_t s) { return arena.grads().window(s).to_vector<float>()[7]; };
+  EXPECT_TRUE(arena.has_grad(0) && !arena.has_grad(1) && arena.has_grad(2));
+  EXPECT_EQ(gradient(0), 0.5f);
+  EXPECT_EQ(gradient(2), 1.0f);
+}
+
 /// Pretends to be one of two ranks and notes when sums begin.
 struct Recorder final : Communicator {
   using Communicator::all_gather;
@@ -112,12 +135,6 @@ struct Recorder final : Communicator {
     return all;
   }
   void start_sum(Tensor part) override { (in_backward ? during : after).push_back(part.numel()); }
-};
-
-struct Chain final : Module {
-  Variable& first = param("first", Tensor::full({600, 500}, 0.01));
-  Variable& shared = param("shared", Tensor::full({600, 500}, 0.01));
-  Variable& last = param("last", Tensor::full({600, 500}, 0.01));
 };
 
 /// From the second update on every bucket is on its way before backward ends, that of a parameter used twice
