@@ -146,7 +146,7 @@ const bool registered = register_op_cases(
                                    },
                                    "rms_norm: x must be f32 or f64 (got x=[2, 3] i64 cpu)"}},
                        .perf = {.inputs = input({64, 197, 192})},
-                       .cuda = false}});  // the document's .cu file is not in the build of the tests
+                       .cuda = false}});
 
 /// The composition of plain ops that the fused op must equal: the same order of sums, so bit for bit.
 TEST(WorkedExample, EqualsItsComposition) {
