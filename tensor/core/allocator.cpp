@@ -9,11 +9,13 @@
 #include "tensor/core/backend.h"
 #include "tensor/core/caching_allocator.h"
 #include "tensor/core/error.h"
+#include "tensor/core/stretch.h"
 
 namespace lowbit {
 namespace {
 
 constexpr size_t kGuard = 64;
+constexpr size_t kLargeBlock = 64 << 10;  // larger blocks come from the stretch
 constexpr unsigned char kGuardByte = 0xA5;
 
 bool damaged(const unsigned char* p, size_t bytes) {
@@ -39,14 +41,28 @@ class CpuAllocator final : public CachingAllocator {
 
  private:
   size_t size_class(
-      size_t bytes) const override {  // 64-byte steps up to 1 KiB, then four classes per power of two
-    if (bytes <= 1024) return (bytes + 63) & ~size_t(63);
+      size_t bytes) const override {  // 64-byte steps, but four classes per power of two above 1 KiB
+    if (bytes <= 1024 || joins(bytes)) return (bytes + 63) & ~size_t(63);
     const size_t step = std::bit_floor(bytes - 1) / 4;
     return (bytes + step - 1) / step * step;
   }
-  void* fresh(size_t size) override { return std::aligned_alloc(64, size); }
+  bool joins(size_t size) const override { return size > kLargeBlock; }
+  size_t joined_free() const override { return stretch_.top() - stretch_.used(); }
+  void trim_joined() override { stretch_.trim(); }
+  void* fresh(size_t size) override {
+    if (joins(size)) {
+      const size_t top = stretch_.top();
+      if (void* const p = stretch_.take(size)) {
+        if (stretch_.top() > top) count_miss();
+        return p;
+      }
+      count_miss();
+    }
+    return std::aligned_alloc(64, size);
+  }
   void give_back(std::span<void* const> blocks) noexcept override {
-    for (void* p : blocks) std::free(p);
+    for (void* p : blocks)
+      if (!stretch_.give(p)) std::free(p);
   }
   void* allocate_guarded(size_t bytes) {
     const size_t total = (bytes + 2 * kGuard + 63) & ~size_t(63);
@@ -73,6 +89,7 @@ class CpuAllocator final : public CachingAllocator {
     return true;
   }
 
+  Stretch stretch_;
   std::atomic<bool> checking_ = false;
   std::atomic<size_t> guarded_count_ = 0;
   mutable std::mutex mutex_;  ///< of the guarded blocks

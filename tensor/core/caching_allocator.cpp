@@ -12,14 +12,16 @@ void CachingAllocator::add_live(size_t size) {
 }
 
 void* CachingAllocator::take(size_t size) {
-  auto& list = free_[{pool_, size}];
-  if (!list.empty()) {
-    void* const p = list.back();
-    list.pop_back();
-    stats_.cached -= size;
-    return p;
+  if (!joins(size)) {
+    auto& list = free_[{pool_, size}];
+    if (!list.empty()) {
+      void* const p = list.back();
+      list.pop_back();
+      stats_.cached -= size;
+      return p;
+    }
+    ++stats_.misses;
   }
-  ++stats_.misses;
   void* p = fresh(size);
   if (!p) {
     trim_locked();
@@ -46,6 +48,7 @@ void CachingAllocator::release(void* p, size_t bytes, Stream) noexcept {
   const size_t size = size_class(bytes);
   std::lock_guard lock(mutex_);
   stats_.live -= size;
+  if (joins(size)) return give_back({&p, 1});
   stats_.cached += size;
   const auto it = private_.find(p);
   free_[{it == private_.end() ? 0 : it->second, size}].push_back(p);
@@ -63,7 +66,9 @@ void CachingAllocator::end_pool(uint64_t) {
 
 Allocator::Stats CachingAllocator::stats() const {
   std::lock_guard lock(mutex_);
-  return stats_;
+  Stats s = stats_;
+  s.cached += joined_free();
+  return s;
 }
 
 void CachingAllocator::reset_peak() {
@@ -77,6 +82,7 @@ void CachingAllocator::trim() {
 }
 
 void CachingAllocator::trim_locked() {
+  trim_joined();
   for (auto& [key, list] : free_) {
     if (key.first != 0) continue;
     give_back(list);

@@ -30,6 +30,12 @@ class CachingAllocator : public Allocator {
   virtual size_t size_class(size_t bytes) const = 0;
   virtual void* fresh(size_t size) = 0;  ///< null when there is no memory
   virtual void give_back(std::span<void* const> blocks) noexcept = 0;
+  /// Blocks of this size are not kept here: fresh() and give_back() reuse them in their own way, which must
+  /// count misses itself and tell what it holds.
+  virtual bool joins(size_t /*size*/) const { return false; }
+  virtual size_t joined_free() const { return 0; }
+  virtual void trim_joined() {}
+  void count_miss() { ++stats_.misses; }
   void count_live(int64_t size);  ///< for blocks that do not pass through the cache
 
  private:

@@ -21,11 +21,11 @@ TEST(Allocator, ReleasedBlocksAreReused) {
   EXPECT_EQ(reinterpret_cast<uintptr_t>(p) % 64, 0u);
   a.release(p, 1000000, {});
   EXPECT_GE(a.stats().cached, 1000000u);
-  void* q = a.allocate(1000001, {});  // same size class
+  void* q = a.allocate(1000000, {});
   EXPECT_EQ(q, p);
   EXPECT_EQ(a.stats().misses, before.misses + 1);
   EXPECT_EQ(a.stats().calls, before.calls + 2);
-  a.release(q, 1000001, {});
+  a.release(q, 1000000, {});
   EXPECT_EQ(a.stats().live, before.live);
   a.trim();
   EXPECT_EQ(a.stats().cached, 0u);
@@ -100,6 +100,24 @@ TEST(Allocator, ImpossibleRequestIsARunError) {
     EXPECT_EQ(e.kind(), ErrorKind::run);
     EXPECT_TRUE(std::string(e.what()).starts_with("allocate: out of memory"));
   }
+}
+
+/// What is released in the reverse order leaves room for blocks of any other size.
+TEST(Allocator, LargeBlocksJoinWhenTheyAreFree) {
+  Allocator& a = allocator({});
+  a.trim();
+  const size_t mib = size_t(1) << 20;
+  std::vector<void*> small;
+  for (int i = 0; i < 8; ++i) small.push_back(a.allocate(mib, {}));
+  void* const last = a.allocate(mib, {});
+  const auto before = a.stats();
+  for (void* p : small) a.release(p, mib, {});
+  void* const large = a.allocate(8 * mib, {});
+  EXPECT_EQ(large, small[0]);
+  EXPECT_EQ(a.stats().misses, before.misses);
+  EXPECT_EQ(a.stats().live, before.live);
+  a.release(large, 8 * mib, {});
+  a.release(last, mib, {});
 }
 
 TEST(Allocator, CheckFindsWritesBeyondABlock) {
