@@ -1,7 +1,7 @@
 #pragma once
 // The checks every op makes of its operands, in one wording. Included by the .cpp files of ops only.
 
-#include "autograd/core/variable.h"
+#include "autograd/core/node.h"
 
 namespace lowbit {
 
@@ -22,6 +22,12 @@ inline void check_same_kind(const char* op, const char* a_name, const Variable& 
 
 inline void check_ids(const char* op, const char* name, const Tensor& ids) {
   LOWBIT_CHECK(ids.dtype() == DType::i64, dtype, op, name, " must be i64 (got ", name, "=", ids.str(), ")");
+}
+
+/// Memory for the gradient of input `i`: that of `value` where it was made for this call alone (elementwise
+/// kernels may write over what they read), else new.
+inline Tensor gradient_over(const Tensor& value, const GradSink& gx, int i) {
+  return value.defined() && value.storage().use_count() == 1 ? value : gx.alloc(i);
 }
 
 }  // namespace lowbit

@@ -32,8 +32,8 @@ struct UnaryNode final : Node {
   const char* name() const override { return op; }
   void backward(const Tensor& gy, GradSink& gx) override {
     if (!gx.wants(0)) return;
-    Tensor dx = gx.alloc(0);
     const Tensor saved = F::saves == Saves::nothing ? Tensor{} : value.get(op, 0);
+    Tensor dx = gradient_over(saved, gx, 0);
     (*kernel)({f, dx.mutable_view(), gy.view(), saved.view()}, gy.device());
     gx.add(0, dx);
   }

@@ -22,21 +22,39 @@ void backward_cpu(const SoftmaxBwdArgs& a, Stream) {
     cpu::rows(a.rows, a.n, Row<float>{a.dx.as<float>(), a.gy.as<float>(), a.y.as<float>(), a.n});
 }
 
+int64_t row_count(const Tensor& x) { return x.size(-1) ? x.numel() / x.size(-1) : 0; }
+
+/// y may be x.
+void forward_into(const KernelSlot<SoftmaxFwdArgs>& fwd, Tensor& y, const Tensor& x) {
+  fwd({y.mutable_view(), x.view(), row_count(x), x.size(-1)}, x.device());
+}
+
+/// Where x can be made again, so can y; what a quantizer after the softmax asked for is kept for the
+/// gradient, which follows at once.
 struct SoftmaxNode final : Node {
   const char* op;
+  const KernelSlot<SoftmaxFwdArgs>* forward;
   const KernelSlot<SoftmaxBwdArgs>* kernel;
   Saved y;
-  SoftmaxNode(const char* name, const KernelSlot<SoftmaxBwdArgs>* bwd, const Tensor& value)
-      : op(name), kernel(bwd), y(value) {}
+  SavedValue x;
+  bool from_x = false;
+  mutable Tensor again;
   const char* name() const override { return op; }
   void backward(const Tensor& gy, GradSink& gx) override {
     if (!gx.wants(0)) return;
-    Tensor dx = gx.alloc(0);  // [..., C]
-    const int64_t n = gy.size(-1), rows = n ? gy.numel() / n : 0;
-    (*kernel)({dx.mutable_view(), gy.view(), y.get(op, 0).view(), rows, n}, gy.device());
+    const Tensor value = replay();
+    again = Tensor{};
+    Tensor dx = gradient_over(value, gx, 0);  // [..., C]
+    (*kernel)({dx.mutable_view(), gy.view(), value.view(), row_count(gy), gy.size(-1)}, gy.device());
     gx.add(0, dx);
   }
-  void release() override { y.release(); }
+  bool replays() const override { return from_x; }
+  Tensor replay() const override {
+    if (!from_x) return y.get(op, 0);
+    if (!again.defined()) again = x.get(op, 0), forward_into(*forward, again, again);
+    return again;
+  }
+  void release() override { y.release(), x.release(), again = Tensor{}; }
   std::vector<Tensor> saved() const override { return {y.peek()}; }
 };
 
@@ -46,9 +64,13 @@ Variable softmax_like(const char* op, const Variable& v, const KernelSlot<Softma
   LOWBIT_CHECK(v.ndim() > 0, shape, op, "x must have at least one dimension (got x=", v.str(), ")");
   const Tensor x = v.data().packed();
   Tensor y = Tensor::empty(x.shape(), x.dtype(), x.device());
-  const int64_t n = x.size(-1), rows = n ? x.numel() / n : 0;
-  fwd({y.mutable_view(), x.view(), rows, n}, x.device());
-  auto node = std::make_shared<SoftmaxNode>(op, &bwd, y);
+  forward_into(fwd, y, x);
+  auto node = std::make_shared<SoftmaxNode>();
+  node->op = op, node->forward = &fwd, node->kernel = &bwd;
+  if (node->from_x = can_replay(v); node->from_x)
+    node->x.set(v);
+  else
+    node->y.set(y);
   return record(std::move(y), std::move(node), {v});
 }
 

@@ -17,11 +17,12 @@ void forward_cpu(const BinaryFwdArgs& a, Stream) {
 void backward_cpu(const BinaryBwdArgs& a, Stream) { cpu::pointwise({a.dx, a.gy, a.x}, binary::Backward{}); }
 
 struct BinaryNode final : Node {
-  Saved x;
+  SavedValue x;
   const char* name() const override { return "binarize"; }
   void backward(const Tensor& gy, GradSink& gx) override {
-    Tensor dx = gx.alloc(0);
-    binary_bwd({dx.mutable_view(), gy.view(), x.get(name(), 0).view()}, gy.device());
+    const Tensor value = x.get(name(), 0);
+    Tensor dx = gradient_over(value, gx, 0);
+    binary_bwd({dx.mutable_view(), gy.view(), value.view()}, gy.device());
     gx.add(0, dx);
   }
   void release() override { x.release(); }
@@ -40,12 +41,14 @@ Variable binarize(const Variable& v, const GroupLayout& l, std::string_view name
   std::shared_ptr<BinaryNode> node;
   if (needs_grad({v})) {
     node = std::make_shared<BinaryNode>();
-    node->x.set(x);
+    node->x.set(v);
   }
-  if (l.scales() == 1 && x.dtype() == DType::f32 && context().integer_products) {
+  const bool of_sample = l.columns == 1 && l.outer == 1 && l.groups == x.size(0);
+  if ((l.scales() == 1 || of_sample) && x.dtype() == DType::f32 && context().integer_products) {
     Coded c;
     c.codes = Tensor::empty(x.shape(), DType::i8, x.device());
     c.scale = s, c.lo = -1, c.hi = 1;
+    if (l.scales() > 1) c.scale_axis = -x.ndim();
     binary_fwd({c.codes.mutable_view(), x.view(), {}}, x.device());
     return record(std::move(c), std::move(node), {v});
   }

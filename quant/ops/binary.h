@@ -2,10 +2,11 @@
 // 1-bit quantization by sign, scaled by the mean magnitude.
 //
 // Shapes   x any shape, seen as [outer, groups, inner, columns] (GroupLayout); y like x
-// Forward  y = s·sign(x), s = mean |x| of the element's group, sign(0) = 0. With one scale for the tensor y
-//          carries the codes −1, 0, 1 where Context::integer_products allows it; its floats are the same.
+// Forward  y = s·sign(x), s = mean |x| of the element's group, sign(0) = 0. With one scale for the tensor, or
+//          one per sample, y carries the codes −1, 0, 1 where Context::integer_products allows it; its floats
+//          are the same.
 // Grad     dx = gy where |x| ≤ 1, else 0; nothing through s
-// Saves    x (shared with its producer)     Order  mean_abs (quant/ops/mean_abs.h)
+// Saves    x (shared with its producer, or made again by it)     Order  mean_abs (quant/ops/mean_abs.h)
 // Errors   dtype; numeric: values of x that are not finite
 // Source   VVTQ, quantization/binary_layer.py; docs/methods/vvtq.md
 

@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "autograd/core/node.h"
+#include "autograd/ops/check.h"
 #include "quant/ops/mean_abs.h"
 #include "tensor/core/context.h"
 
@@ -103,7 +104,7 @@ void FakeQuantNode::backward(const Tensor& gy, GradSink& gx) {
     return t;
   };
   const auto view_of = [](Tensor& t) { return t.defined() ? t.mutable_view() : View{}; };
-  Tensor dx = gx.wants(0) ? gx.alloc(0) : Tensor{};
+  Tensor dx = gx.wants(0) ? gradient_over(input, gx, 0) : Tensor{};
   Tensor partial = Tensor::empty({lsq_workspace(c)}, gy.dtype(), gy.device());
   Tensor sums = Tensor::empty({3, c.groups}, gy.dtype(), gy.device());
   lsq_bwd(
