@@ -103,10 +103,13 @@ const Tensor& Saved::get(const char* op, int index) const {
   return t_;
 }
 
-void SavedValue::set(const Variable& x) {
+bool can_replay(const Variable& x) {
   const std::shared_ptr<Node>& producer = x.meta()->producer;
-  if (producer && producer->replays())
-    producer_ = producer;
+  return producer && producer->replays();
+}
+void SavedValue::set(const Variable& x) {
+  if (can_replay(x))
+    producer_ = x.meta()->producer;
   else
     kept_.set(x.data().packed());
 }

@@ -91,6 +91,9 @@ Variable record(Coded y, std::shared_ptr<Node> node, std::initializer_list<Varia
 Variable record(Tensor y, std::shared_ptr<Node> node, std::span<const Variable> inputs);
 Variable record(Coded y, std::shared_ptr<Node> node, std::span<const Variable> inputs);
 
+/// Whether the value's producer can make it again (Node::replay).
+bool can_replay(const Variable& x);
+
 /// True when a node for these inputs would be kept; ops skip building one otherwise.
 bool needs_grad(std::initializer_list<Variable> inputs);
 bool needs_grad(std::span<const Variable> inputs);

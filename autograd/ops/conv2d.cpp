@@ -166,7 +166,7 @@ Variable conv2d(const Variable& x, const Variable& w, const Variable& b, const C
   Tensor y = Tensor::empty({x.size(0), g.out(g.height), g.out(g.width), outputs}, x.dtype(), x.device());
   Tensor rows = by_groups(y.reshape({pixels, outputs}), g.groups);
   const Operand xi = operand(x), wi = operand(w);
-  product_nt(rows, columns_of(xi, g), weight_rows(wi, g.groups), {}, 1);
+  product_nt(rows, columns_of(xi, g).input(), weight_rows(wi, g.groups).input(), {}, 1);
   std::shared_ptr<Conv2dNode> node;
   if (needs_grad({x, w})) {
     node = std::make_shared<Conv2dNode>();

@@ -2,24 +2,12 @@
 
 #include "autograd/ops/operand.h"
 #include "autograd/ops/reduce.h"
+#include "tensor/engine/accumulate.h"
 
 namespace lowbit {
 namespace {
 
-/// Applies a view to the values of a variable. Codes stay codes unless their scale or offset runs along the
-/// last dimension, which a view by heads would split.
-template <class F>
-Operand operand(const Variable& x, F view) {
-  Operand r;
-  const Coded* c = x.coded();
-  if (c && c->scale_axis != -1 && (!c->offset.defined() || c->offset.numel() == 1)) {
-    r.codes = *c;
-    r.codes.codes = view(c->codes);
-  } else {
-    r.floats = view(x.data());
-  }
-  return r;
-}
+Operand operand(const Variable& x) { return x.coded() ? Operand{{}, *x.coded()} : Operand{x.data(), {}}; }
 
 /// [..., K] seen as [T, K].
 Tensor flat_rows(const Tensor& t) {
@@ -27,26 +15,46 @@ Tensor flat_rows(const Tensor& t) {
   return t.packed().reshape({k ? t.numel() / k : 0, k});
 }
 
+/// The same of an operand; a scale per token or sample becomes one per row. A scale along K does not factor
+/// out of a product over K: such codes become floats.
+Operand flat_rows(const Variable& x) {
+  const Coded* c = x.coded();
+  if (!c || c->by_groups() || c->scale_axis == -1) return {flat_rows(x.data()), {}};
+  Operand r{{}, *c};
+  r.codes.codes = flat_rows(c->codes);
+  if (c->per_tensor()) return r;
+  Shape own, all;  // of the scale among the leading dimensions
+  for (int d = 0; d < x.ndim() - 1; ++d) {
+    all.append(x.size(d));
+    own.append(d == x.ndim() + c->scale_axis ? x.size(d) : 1);
+  }
+  r.codes.scale = c->scale.packed().reshape(own).expand(all).packed().reshape({all.numel()});
+  r.codes.scale_axis = -2;
+  return r;
+}
+
 /// [B, N, H·D] seen as [B, H, N, D].
 Tensor by_heads(const Tensor& t, int64_t heads) {
   return t.packed().reshape({t.size(0), t.size(1), heads, t.size(2) / heads}).permute({0, 2, 1, 3});
 }
 
-Operand transposed(Operand x) {
-  if (x.coded()) {
-    x.codes.codes = x.codes.codes.transpose(-2, -1);
-    if (!x.codes.per_tensor()) x.codes.scale_axis = x.codes.scale_axis == -1 ? -2 : -1;
-  } else {
-    x.floats = x.floats.transpose(-2, -1);
-  }
-  return x;
+/// The same of an operand; every head gets its part of what runs along H·D.
+Operand by_heads(const Variable& x, int64_t heads) {
+  const Coded* c = x.coded();
+  if (!c) return {by_heads(x.data(), heads), {}};
+  const auto parts = [heads](const Tensor& t) { return t.packed().reshape({heads, t.numel() / heads}); };
+  Operand r{{}, *c};
+  r.codes.codes = by_heads(c->codes, heads);
+  if (c->scale_axis == -1) r.codes.scale = parts(c->scale);
+  if (c->offset.defined() && c->offset.numel() > 1) r.codes.offset = parts(c->offset);
+  return r;
 }
 
 /// Rows of x times wᵀ, plus the bias where there is one, shaped like y.
 Tensor linear_forward(const Operand& x, const Operand& w, const Tensor& bias, const Shape& shape) {
   Tensor y = Tensor::empty(shape, x.coded() ? DType::f32 : x.floats.dtype(), x.values().device());
   Tensor rows = flat_rows(y);
-  product_nt(rows, x, w, bias, 1);
+  product_nt(rows, x.input(), w.input(), bias, 1);
   return y;
 }
 
@@ -99,22 +107,50 @@ struct MatmulNode final : Node {
   std::vector<Tensor> saved() const override { return {a.peek(), b.peek()}; }
 };
 
+/// factor · q · kᵀ of every head: [B, H, N, M].
+Tensor scores_forward(const Operand& q, const Operand& k, double factor) {
+  const Tensor &a = q.values(), &b = k.values();
+  Tensor y = Tensor::empty({b.size(0), b.size(1), a.size(2), b.size(2)}, q.coded() ? DType::f32 : a.dtype(),
+                           a.device());
+  product_nt(y, q.input(), k.input(), {}, factor);
+  return y;
+}
+
 struct ScoresNode final : Node {
-  SavedOperand q, k;  // [B, H, N, D], [B, H, M, D]
+  SavedOperand q, k;  // [B, H, N, D], [B, H, M, D]; [B, 1, N, D] for shared queries
   int64_t heads = 1;
   double factor = 1;
+  bool shared = false, integers = false;
   const char* name() const override { return "attention_scores"; }
+  bool replays() const override { return integers; }
+  Tensor replay() const override {
+    return scores_forward(q.operand(name(), 0), k.operand(name(), 1), factor);
+  }
   void backward(const Tensor& gy, GradSink& gx) override {
-    if (gx.wants(0)) {
-      Tensor dq = gx.alloc(0), window = by_heads(dq, heads);
-      gradient_product(window, gy, k.get(name(), 1), factor);
-      gx.add(0, dq);
-    }
+    if (gx.wants(0)) gx.add(0, shared ? shared_query_gradient(gy, gx.alloc(0)) : query_gradient(gy, gx));
     if (gx.wants(1)) {
-      Tensor dk = gx.alloc(1), window = by_heads(dk, heads);
+      Tensor dk = gx.alloc(1), window = shared ? dk : by_heads(dk, heads);
       gradient_product(window, GemmInput(gy).t(), q.get(name(), 0), factor);
       gx.add(1, dk);
     }
+  }
+  Tensor query_gradient(const Tensor& gy, GradSink& gx) const {
+    Tensor dq = gx.alloc(0), window = by_heads(dq, heads);
+    gradient_product(window, gy, k.get(name(), 1), factor);
+    return dq;
+  }
+  /// The sum over the heads, in their order.
+  Tensor shared_query_gradient(const Tensor& gy, Tensor dq) const {
+    const Operand keys = k.operand(name(), 1);
+    Tensor one = Tensor::empty(dq.shape(), dq.dtype(), dq.device());
+    for (int64_t h = 0; h < heads; ++h) {
+      Tensor& to = h == 0 ? dq : one;
+      gradient_product(to, gy.select(1, h),
+                       keys.coded() ? GemmInput(keys.codes.group(h)) : GemmInput(keys.floats.select(1, h)),
+                       factor);
+      if (h > 0) accumulate({dq.mutable_view(), one.view()}, dq.device());
+    }
+    return dq;
   }
   void release() override { q.release(), k.release(); }
   std::vector<Tensor> saved() const override { return {q.peek(), k.peek()}; }
@@ -126,7 +162,7 @@ Tensor context_forward(const Operand& p, const Operand& v, int64_t heads) {
   Tensor y = Tensor::empty({values.size(0), values.size(2), heads * v.values().size(3)},
                            p.coded() ? DType::f32 : values.dtype(), values.device());
   Tensor window = by_heads(y, heads);
-  product_nt(window, p, transposed(v), {}, 1);
+  product_nt(window, p.input(), v.input().t(), {}, 1);
   return y;
 }
 
@@ -167,13 +203,13 @@ Variable linear(const Variable& x, const Variable& w, const Variable& b) {
                "operands must share a dtype (got x=", x.str(), ", weight=", w.str(), ")");
   Shape shape = x.shape();
   shape.set(-1, w.size(0));
-  const Operand xi = operand(x, flat_rows), wi = operand(w, [](const Tensor&t) { return t; });
+  const Operand xi = flat_rows(x), wi = operand(w);
   const Tensor bias = b.defined() ? b.data().packed() : Tensor{};
   Tensor y = linear_forward(xi, wi, bias, shape);
   std::shared_ptr<LinearNode> node;
   if (needs_grad({x, w, b})) {
     node = std::make_shared<LinearNode>();
-    node->shape = shape, node->integers = on_integers(xi, wi);
+    node->shape = shape, node->integers = on_integers(xi.input(), wi.input());
     if (w.requires_grad() || node->integers) node->x.set(xi);
     if (x.requires_grad() || node->integers) node->w.set(wi);
     if (bias.defined() && node->integers) node->bias.set(bias);
@@ -189,8 +225,7 @@ Variable matmul(const Variable& a, const Variable& b) {
                ", b=", b.str(), ")");
   Shape shape = a.shape();
   shape.set(-1, b.size(-1));
-  const auto same = [](const Tensor& t) { return t; };
-  const Operand ai = operand(a, same), bi = operand(b, same);
+  const Operand ai = operand(a), bi = operand(b);
   Tensor y = Tensor::empty(shape, a.dtype(), a.device());
   gemm(y, ai.input(), bi.input());
   std::shared_ptr<MatmulNode> node;
@@ -202,18 +237,20 @@ Variable matmul(const Variable& a, const Variable& b) {
 }
 
 Variable attention_scores(const Variable& q, const Variable& k, int64_t heads, double factor) {
-  LOWBIT_CHECK(q.ndim() == 3 && k.ndim() == 3 && q.size(0) == k.size(0) && q.size(2) == k.size(2) &&
-                   heads > 0 && q.size(2) % heads == 0,
-               shape, "attention_scores", "q and k must be [B, N, C] with heads dividing C (got q=", q.str(),
+  const bool shared = k.ndim() == 4;
+  LOWBIT_CHECK(q.ndim() == 3 && q.size(0) == k.size(0) && q.size(-1) == k.size(-1) && heads > 0 &&
+                   (shared ? k.size(1) == heads : k.ndim() == 3 && q.size(2) % heads == 0),
+               shape, "attention_scores",
+               "q and k must be [B, N, C] with heads dividing C, or k [B, heads, N, C] (got q=", q.str(),
                ", k=", k.str(), ", heads=", heads, ")");
-  const auto view = [heads](const Tensor& t) { return by_heads(t, heads); };
-  const Operand qi = operand(q, view), ki = operand(k, view);
-  Tensor y = Tensor::empty({q.size(0), heads, q.size(1), k.size(1)}, q.dtype(), q.device());
-  product_nt(y, qi, ki, {}, factor);
+  const Operand qi = shared ? by_heads(q, 1) : by_heads(q, heads),
+                ki = shared ? operand(k) : by_heads(k, heads);
+  Tensor y = scores_forward(qi, ki, factor);
   std::shared_ptr<ScoresNode> node;
   if (needs_grad({q, k})) {
     node = std::make_shared<ScoresNode>();
-    node->q.set(qi), node->k.set(ki), node->heads = heads, node->factor = factor;
+    node->q.set(qi), node->k.set(ki), node->heads = heads, node->factor = factor, node->shared = shared;
+    node->integers = on_integers(qi.input(), ki.input());
   }
   return record(std::move(y), std::move(node), {q, k});
 }
@@ -224,13 +261,13 @@ Variable attention_context(const Variable& p, const Variable& v, int64_t heads) 
                shape, "attention_context",
                "p must be [B, H, N, M] and v [B, M, C] with H dividing C (got p=", p.str(), ", v=", v.str(),
                ")");
-  const Operand pi = operand(p, [](const Tensor& t) { return t; });
-  const Operand vi = operand(v, [heads](const Tensor& t) { return by_heads(t, heads); });  // [B, H, M, D]
+  const Operand pi = operand(p), vi = by_heads(v, heads);  // [B, H, M, D]
   Tensor y = context_forward(pi, vi, heads);
   std::shared_ptr<ContextNode> node;
   if (needs_grad({p, v})) {
     node = std::make_shared<ContextNode>();
-    node->p.set(pi), node->v.set(vi), node->heads = heads, node->integers = on_integers(pi, transposed(vi));
+    node->p.set(pi), node->v.set(vi), node->heads = heads;
+    node->integers = on_integers(pi.input(), vi.input().t());
   }
   return record(std::move(y), std::move(node), {p, v});
 }

@@ -23,8 +23,11 @@ Variable linear(const Variable& x, const Variable& w, const Variable& b);
 Variable matmul(const Variable& a, const Variable& b);
 
 /// Scores of multi-head attention, heads taken from the last dimension without moving data.
-/// Shapes  q [B, N, H·D]; k [B, M, H·D]; y [B, H, N, M]      y[b,h,n,m] = factor · Σ_d q[b,n,hD+d] ·
-/// k[b,m,hD+d] Grad    dq = factor · gy · k;  dk = factor · gyᵀ · q
+/// Shapes  q [B, N, H·D]; k [B, M, H·D]; y [B, H, N, M]
+///          y[b,h,n,m] = factor · Σ_d q[b,n,hD+d] · k[b,m,hD+d]
+///          or k [B, H, M, C], and q [B, N, C] is the query of all heads:
+///          y[b,h,n,m] = factor · Σ_c q[b,n,c] · k[b,h,m,c]
+/// Grad    dq = factor · gy · k;  dk = factor · gyᵀ · q
 Variable attention_scores(const Variable& q, const Variable& k, int64_t heads, double factor);
 
 /// Shapes  p [B, H, N, M]; v [B, M, H·D]; y [B, N, H·D]      y[b,n,hD+d] = Σ_m p[b,h,n,m] · v[b,m,hD+d]

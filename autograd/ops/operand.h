@@ -53,16 +53,17 @@ class SavedOperand {
   SavedCodes codes_;
 };
 
-inline bool on_integers(const Operand& a, const Operand& b) {
-  return context().integer_products && a.coded() && b.coded() && coded_gemm_supported(a.input(), b.input());
+inline bool on_integers(const GemmInput& a, const GemmInput& b) {
+  return context().integer_products && a.coded() && b.coded() && coded_gemm_supported(a, b);
 }
 
 /// out[.., M, N] = factor · a[.., M, K] · b[.., N, K]ᵀ (+ bias): on integers where both operands are codes.
-inline void product_nt(Tensor& out, const Operand& a, const Operand& b, const Tensor& bias, double factor) {
+inline void product_nt(Tensor& out, const GemmInput& a, const GemmInput& b, const Tensor& bias,
+                       double factor) {
   if (on_integers(a, b))
-    coded_gemm(out, a.input(), b.input(), bias, factor);
+    coded_gemm(out, a, b, bias, factor);
   else
-    gemm(out, a.input(), b.input().t(), bias, factor);
+    gemm(out, a, b.t(), bias, factor);
 }
 
 /// out = factor · a · b, the product of a gradient: by digits where the context wants it and b or a is coded.

@@ -6,13 +6,20 @@
 namespace lowbit {
 namespace {
 
-/// A move is a map of tensors; the node keeps only the inverse map.
+using Map = std::function<Tensor(const Tensor&)>;
+
+/// A move is a map of tensors; the node keeps only the inverse map. It can be made again where its source
+/// can.
 struct MoveNode final : Node {
   const char* op;
-  std::function<Tensor(const Tensor&)> inverse;  // gradient of the output → gradient of the input
+  Map inverse;  // gradient of the output → gradient of the input
+  Map forward;
+  SavedValue source;
   const char* name() const override { return op; }
   void backward(const Tensor& gy, GradSink& gx) override { gx.add(0, inverse(gy)); }
-  void release() override { inverse = nullptr; }
+  bool replays() const override { return forward != nullptr; }
+  Tensor replay() const override { return forward(source.get(op, 0)).packed(); }
+  void release() override { inverse = forward = nullptr, source.release(); }
   std::vector<Tensor> saved() const override { return {}; }
 };
 
@@ -21,14 +28,13 @@ bool travels(const Coded* c) {
   return c && c->per_tensor() && (!c->offset.defined() || c->offset.numel() == 1);
 }
 
-template <class Forward>
-Variable move(const char* op, const Variable& x, Forward forward,
-              std::function<Tensor(const Tensor&)> inverse) {
+Variable move(const char* op, const Variable& x, const Map& forward, Map inverse) {
   std::shared_ptr<MoveNode> node;
   if (needs_grad({x})) {
     node = std::make_shared<MoveNode>();
     node->op = op;
     node->inverse = std::move(inverse);
+    if (can_replay(x)) node->forward = forward, node->source.set(x);
   }
   if (const Coded* c = x.coded(); travels(c)) {
     Coded y = *c;
@@ -40,6 +46,23 @@ Variable move(const char* op, const Variable& x, Forward forward,
 
 Tensor reshaped(const Tensor& t, const Shape& s) {
   return t.contiguous() ? t.reshape(s) : t.packed().reshape(s);
+}
+
+/// Codes with a scale per row, moved to other leading dimensions that end in the same rows, or in groups of
+/// them; undefined for other moves.
+Coded reshaped_rows(const Coded& c, const Shape& to) {
+  const int nd = to.ndim();
+  if (nd < 2 || c.codes.ndim() < 2 || to[-1] != c.codes.size(-1) || c.by_groups()) return {};
+  Coded y = c;
+  if (const int64_t n = c.scale.numel(); !c.per_tensor()) {
+    const bool grouped = nd > 2 && to[-2] != n && to[-3] * to[-2] == n;
+    if (c.scale_axis == -2 && grouped)
+      y.scale = c.scale.packed().reshape({to[-3], to[-2]});
+    else if (c.scale_axis != -1 && (c.scale_axis != -2 || to[-2] != n))
+      return {};
+  }
+  y.codes = reshaped(c.codes, to);
+  return y;
 }
 
 struct ConcatNode final : Node {
@@ -85,41 +108,32 @@ Variable reshape(const Variable& x, std::vector<int64_t> dims) {
   LOWBIT_CHECK(known == n && (open < 0 || dims[size_t(open)] >= 0), shape, "reshape",
                "number of elements must stay (got x=", x.str(), ")");
   const Shape to{std::span<const int64_t>(dims)}, from = x.shape();
+  if (const Coded* c = x.coded(); c && !travels(c))
+    if (Coded y = reshaped_rows(*c, to); y.defined()) {
+      auto node = std::make_shared<MoveNode>();
+      node->op = "reshape", node->inverse = [from](const Tensor& g) { return reshaped(g, from); };
+      return record(std::move(y), std::move(node), {x});
+    }
   return move(
-      "reshape", x, [&](const Tensor& t) { return reshaped(t, to); },
+      "reshape", x, [to](const Tensor& t) { return reshaped(t, to); },
       [from](const Tensor& g) { return reshaped(g, from); });
 }
 
 Variable permute(const Variable& x, std::initializer_list<int> dims) {
-  std::vector<int> inverse(dims.size());
-  int i = 0;
-  for (int d : dims) {
-    d = normal_dim("permute", x, d);
-    inverse[size_t(d)] = i++;
-  }
   LOWBIT_CHECK(int(dims.size()) == x.ndim(), shape, "permute",
                "one entry per dimension is needed (got x=", x.str(), ")");
+  const std::vector<int> order(dims);
+  std::vector<int> inverse(dims.size());
+  for (size_t i = 0; i < order.size(); ++i) inverse[size_t(normal_dim("permute", x, order[i]))] = int(i);
   return move(
-      "permute", x, [&](const Tensor& t) { return t.permute(dims); },
-      [inverse](const Tensor& g) {
-        // A permutation of up to kMaxDims dimensions, undone by transpositions of the view.
-        Tensor t = g;
-        std::vector<int> at(inverse.size());
-        for (size_t d = 0; d < inverse.size(); ++d) at[size_t(inverse[d])] = int(d);
-        for (size_t d = 0; d < at.size(); ++d)
-          while (at[d] != int(d)) {
-            const int e = at[d];
-            t = t.transpose(int(d), e);
-            std::swap(at[d], at[size_t(e)]);
-          }
-        return t.packed();
-      });
+      "permute", x, [order](const Tensor& t) { return t.permute(order); },
+      [inverse](const Tensor& g) { return g.permute(inverse).packed(); });
 }
 
 Variable transpose(const Variable& x, int a, int b) {
   a = normal_dim("transpose", x, a), b = normal_dim("transpose", x, b);
   return move(
-      "transpose", x, [&](const Tensor& t) { return t.transpose(a, b); },
+      "transpose", x, [a, b](const Tensor& t) { return t.transpose(a, b); },
       [a, b](const Tensor& g) { return g.transpose(a, b).packed(); });
 }
 
@@ -154,7 +168,7 @@ Variable slice(const Variable& x, int dim, int64_t begin, int64_t end) {
     return record(sliced(*c, d, begin, end), std::move(node), {x});
   }
   return move(
-      "slice", x, [&](const Tensor& t) { return t.slice(d, begin, end); }, inverse);
+      "slice", x, [=](const Tensor& t) { return t.slice(d, begin, end); }, inverse);
 }
 
 Variable select(const Variable& x, int dim, int64_t index) {
@@ -163,7 +177,7 @@ Variable select(const Variable& x, int dim, int64_t index) {
                index, " of dimension ", dim, " of x=", x.str(), ")");
   const Shape from = x.shape();
   return move(
-      "select", x, [&](const Tensor& t) { return t.select(d, index); },
+      "select", x, [=](const Tensor& t) { return t.select(d, index); },
       [=](const Tensor& g) {
         Tensor dx = Tensor::zeros(from, g.dtype(), g.device());
         Tensor window = dx.select(d, index);
@@ -210,7 +224,7 @@ Variable expand_batch(const Variable& x, int64_t batch) {
   Shape to = from;
   to.set(0, batch);
   return move(
-      "expand_batch", x, [&](const Tensor& t) { return t.expand(to); },
+      "expand_batch", x, [to](const Tensor& t) { return t.expand(to); },
       [=](const Tensor& g) { return reduce_to(g, from); });
 }
 
@@ -221,7 +235,7 @@ Variable patches(const Variable& x, int64_t patch) {
   const Shape from = x.shape();
   const Shape to{from[0], (from[2] / patch) * (from[3] / patch), from[1] * patch * patch};
   return move(
-      "patches", x, [&](const Tensor& t) { return patch_view(t.packed(), patch).packed().reshape(to); },
+      "patches", x, [=](const Tensor& t) { return patch_view(t.packed(), patch).packed().reshape(to); },
       [=](const Tensor& g) {
         Tensor dx = Tensor::empty(from, g.dtype(), g.device());
         Tensor window = patch_view(dx, patch);

@@ -75,10 +75,9 @@ Variable Attention::reparameterized_scores(const Variable& t, double factor) {
   const Variable wq = reshape(projections_.q->raw_weight(), {h, d, c}),
                  wk = reshape(projections_.k->raw_weight(), {h, d, c});
   const Variable fused = reshape(matmul(permute(wq, {0, 2, 1}), wk), {h * c, c});
-  const Variable z = linear(t, (*projections_.fused_slot)(fused), {});        // [B, N, H·C]
-  const Variable keys = (*projections_.qkx_slot)(reshape(z, {b, n * h, c}));  // [B, N·H, C]
-  const Variable s = attention_scores(t, keys, 1, factor);                    // [B, 1, N, N·H]
-  return permute(reshape(s, {b, n, n, h}), {0, 3, 1, 2});
+  const Variable z = linear(t, (*projections_.fused_slot)(fused), {});  // [B, N, H·C]
+  const Variable keys = permute(reshape(z, {b, n, h, c}), {0, 2, 1, 3});
+  return attention_scores(t, (*projections_.qkx_slot)(keys), h, factor);
 }
 
 Variable Attention::operator()(const Variable& x, const AttentionUse& use) {

@@ -15,7 +15,7 @@ struct AttentionUse {
 ///   y = proj( context( p v ) )
 /// With `qk_reparam` (OFQ, Liu et al. 2023) the two projections of query and key become one matrix per head,
 /// which is quantized in their place:
-///   M_h = W_q,hᵀ W_k,h [C, C];  z = qkx( t · qk.weight(M)ᵀ ) [B, N·H, C], key token outside, head inside
+///   M_h = W_q,hᵀ W_k,h [C, C];  z = qkx( t · qk.weight(M)ᵀ ) [B, H, N, C] over the key tokens
 ///   p[b,h,n,m] = probs( softmax_m( t[b,n] · z[b,m,h] · D^-½ ) )
 /// Slots: in, q, k, v, probs, context; with qk_reparam in, qk.weight, qkx, v, probs, context.
 class Attention : public Module {

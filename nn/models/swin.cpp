@@ -142,7 +142,7 @@ std::map<std::string, SlotInfo> SwinTransformer::slot_info() const {
       const SlotInfo by_heads{{g.windows(), n * n, w}, heads};
       all[block + ".attn.v"] = all[block + ".attn.context"] = by_heads;
       if (c.qk_reparam) {
-        all[block + ".attn.qkx"] = {{g.windows(), n * n * heads, w}, heads};
+        all[block + ".attn.qkx"] = {{g.windows(), heads, n * n, w}, heads};
         all[block + ".attn.qk.weight"] = {{heads * w, w}};
       } else {
         all[block + ".attn.q"] = all[block + ".attn.k"] = by_heads;

@@ -89,7 +89,7 @@ std::map<std::string, SlotInfo> VisionTransformer::slot_info() const {
     for (const char* slot : {".attn.in", ".mlp.in"}) all[block + slot] = {{1, n, w}};
     for (const char* slot : {".attn.v", ".attn.context"}) all[block + slot] = {{1, n, w}, c.heads};
     if (c.qk_reparam) {
-      all[block + ".attn.qkx"] = {{1, n * c.heads, w}, c.heads};
+      all[block + ".attn.qkx"] = {{1, c.heads, n, w}, c.heads};
       all[block + ".attn.qk.weight"] = {{c.heads * w, w}};
     } else {
       all[block + ".attn.q"] = all[block + ".attn.k"] = {{1, n, w}, c.heads};

@@ -7,6 +7,7 @@
 #include "autograd/ops/broadcast.h"
 #include "autograd/ops/pointwise.h"
 #include "autograd/ops/shape.h"
+#include "autograd/ops/shift.h"
 #include "quant/observer/statistics.h"
 #include "quant/ops/statsq.h"
 
@@ -60,6 +61,7 @@ LsqSettings OfqQuantizer::settings() const {
   LsqSettings s;
   s.name = label();
   s.axis = spec().axis, s.groups = spec().groups;
+  s.slots = scale_order();
   s.levels = {levels()};
   s.ties = TiePolicy::inclusive;
   s.published_scale = config_.published_scale;
@@ -75,11 +77,21 @@ Variable OfqQuantizer::floored_scale() const {
 Variable OfqQuantizer::shifted(const Variable& x, const Variable* bias) const {
   if (!bias) return x;
   const Shape& s = config_.shift;
-  if (s.ndim() == 1) return add(x, *bias);
-  const Variable shift = reshape(*bias, {s[0], s[1]});
-  if (x.size(-2) == s[0]) return add(x, shift);
-  const Shape& whole = x.shape();  // rows of several heads in one dimension
-  return reshape(add(reshape(x, {x.numel() / s.numel(), s[0], s[1]}), shift), {whole[0], whole[1], whole[2]});
+  if (s.ndim() == 1) return shift(x, *bias);
+  return shift(x, per_head() ? reshape(*bias, {s[0], 1, s[1]}) : reshape(*bias, {s[0], s[1]}));
+}
+
+Variable OfqQuantizer::rows(const Variable& v) const {
+  return per_head() ? reshape(v, {-1, v.size(-3) * v.size(-2), v.size(-1)}) : v;
+}
+
+std::vector<int> OfqQuantizer::scale_order() const {
+  if (!per_head()) return {};
+  const int heads = int(config_.shift[0]), tokens = int(spec().groups) / heads;
+  std::vector<int> order;
+  for (int h = 0; h < heads; ++h)
+    for (int t = 0; t < tokens; ++t) order.push_back(t * heads + h);
+  return order;
 }
 
 void OfqQuantizer::prepare(const Tensor& v) {
@@ -92,8 +104,11 @@ void OfqQuantizer::prepare(const Tensor& v) {
   const Levels l = levels();
   const bool four = l.lo == 0 && axis != Coded::kPerTensor && !signed_;
   const Tensor mean = finite_mean_abs(v, group_layout(v.shape(), axis, spec().groups, label()), label());
-  std::vector<float> s = mean.to_vector<float>();
-  for (float& m : s) m = (four ? 4 : 2) * m / float(std::sqrt(double(l.hi)));
+  const std::vector<float> found = mean.to_vector<float>();
+  const std::vector<int> order = scale_order();
+  std::vector<float> s(found.size());
+  for (size_t i = 0; i < s.size(); ++i)
+    s[order.empty() ? i : size_t(order[i])] = (four ? 4 : 2) * found[i] / float(std::sqrt(double(l.hi)));
   s_.mutable_data().copy_from(Tensor::from(std::span<const float>(s), s_.shape()));
   note("initialised from " + v.str());
 }
@@ -106,9 +121,7 @@ Variable OfqQuantizer::quantized(const Variable& v) const {
   LsqSettings s = settings();
   const Levels l = s.levels[0];
   s.grad_scale = Tensor::full({1}, gradient_factor(v.data()), v.dtype(), v.device());
-  // A shift would undo codes at once, and linear() cannot flatten codes with a scale per token.
-  const bool flattened = spec().axis != Coded::kPerTensor && v.ndim() < 4;
-  s.codes = spec().is_weight ? CodeType::i8 : (after_ || flattened ? CodeType::floats : CodeType::u8);
+  s.codes = spec().is_weight ? CodeType::i8 : config_.image ? CodeType::floats : CodeType::u8;
   const bool sign = spec().bits == 1 && l.lo < 0;
   return fake_quant_lsq(sign ? far_signs(v.data()) : v, floored_scale(), {}, {}, s);
 }
@@ -121,9 +134,13 @@ Quantizer::TrainedScale OfqQuantizer::trained_scale(const Tensor& x) const {
 }
 
 Variable OfqQuantizer::fake_quant(const Variable& x) {
-  const Variable v = shifted(x, before_);
+  LOWBIT_CHECK(!per_head() || (x.ndim() == 4 && x.size(1) == config_.shift[0]), shape, label(),
+               "x must be [B, ", config_.shift[0], " heads, tokens, C] (got x=", x.str(), ")");
+  const Variable v = rows(shifted(x, before_));
   prepare(v.data());
-  return shifted(quantized(v), after_);
+  Variable y = quantized(v);
+  if (per_head()) y = reshape(y, {x.size(0), x.size(1), x.size(2), x.size(3)});
+  return shifted(y, after_);
 }
 
 int64_t OfqQuantizer::stored_values() const {
@@ -132,7 +149,8 @@ int64_t OfqQuantizer::stored_values() const {
 
 double OfqQuantizer::clipped_share(const Tensor& x) const {
   const NoGrad off;
-  return lowbit::clipped_share(shifted(Variable(x), before_).data(), floored_scale().data(), {}, settings());
+  const Variable v = rows(shifted(Variable(x), before_));
+  return lowbit::clipped_share(v.data(), floored_scale().data(), {}, settings());
 }
 
 StatsqQuantizer::StatsqQuantizer(const QuantSpec& spec) : Quantizer(spec) {

@@ -12,10 +12,12 @@ struct OfqConfig {
   /// bits 1 … 8; one scale per index of `axis`, `groups` of them, or one for the tensor. One signed bit has
   /// the levels −1 and 1.
   QuantSpec spec;
-  std::string name = "";         ///< of the scale: state "<name>.s"
-  std::string before = "";       ///< learned shift added before quantizing: state "<before>.bias"; "": none
-  std::string after = "";        ///< the same for after
-  Shape shift = {};              ///< last dimensions of x that the shifts span, e.g. [C]; stored flat
+  std::string name = "";    ///< of the scale: state "<name>.s"
+  std::string before = "";  ///< learned shift added before quantizing: state "<before>.bias"; "": none
+  std::string after = "";   ///< the same for after
+  /// Last dimensions of x that the shifts span, stored flat: [C]; [H, W] of an image; [heads, C] for x [B,
+  /// heads, tokens, C], whose scales are one per token and head, heads inside.
+  Shape shift = {};
   bool published_scale = false;  ///< LsqSettings::published_scale
   bool image = false;            ///< unsigned until a value below −1e-5 is seen: state "<name>.signed"
 };
@@ -40,6 +42,9 @@ class OfqQuantizer final : public Quantizer {
   void on_state(QuantState from, QuantState to) override;
 
  private:
+  bool per_head() const { return config_.shift.ndim() == 2 && !config_.image; }
+  Variable rows(const Variable& v) const;  ///< heads and tokens in one dimension where per_head()
+  std::vector<int> scale_order() const;    ///< the scale of each of these rows; empty: as they come
   Levels levels() const;
   LsqSettings settings() const;
   Variable floored_scale() const;

@@ -126,12 +126,13 @@ std::shared_ptr<Quantizer> make_ofq(const Reader& r, QuantSpec spec, const std::
   c.published_scale = r.flag("published_scale", false);
   c.image = place == Place::plane;
   c.shift = c.image ? Shape{x[-2], x[-1]} : Shape{x[-1]};
-  if (r.flag("shift_per_head", false)) c.shift = Shape{info.heads, x[-1]};  // the rows of a token
+  const bool per_head = r.flag("shift_per_head", false);
+  if (per_head) c.shift = Shape{info.heads, x[-1]};
   if (place != Place::tensor) {
     const int channel = spec.is_weight ? -x.ndim() : -1;
     spec.granularity = place == Place::token ? Granularity::token : Granularity::channel;
     spec.axis = place == Place::token ? -2 : place == Place::plane ? -3 : channel;
-    spec.groups = x[spec.axis];
+    spec.groups = x[spec.axis] * (per_head ? info.heads : 1);
   }
   c.spec = spec;
   auto q = std::make_shared<OfqQuantizer>(c);

@@ -14,7 +14,23 @@ void dequantize_cpu(const DequantizeArgs& a, Stream) {
 
 constinit KernelSlot<DequantizeArgs> dequantize_codes{"dequantize", dequantize_cpu};
 
+Coded Coded::group(int64_t g) const {
+  Coded c = *this;
+  c.codes = codes.select(-3, g);
+  if (scale.ndim() == 2) c.scale = scale.select(0, g);
+  if (offset.defined() && offset.ndim() == 2) c.offset = offset.select(0, g);
+  return c;
+}
+
 Tensor Coded::dequantize() const {
+  if (by_groups()) {
+    Tensor y = Tensor::empty(codes.shape(), DType::f32, codes.device());
+    for (int64_t g = 0; g < codes.size(-3); ++g) {
+      Tensor window = y.select(-3, g);
+      window.copy_from(group(g).dequantize());
+    }
+    return y;
+  }
   const Tensor q = codes.packed();
   Tensor y = Tensor::empty(q.shape(), DType::f32, q.device());
   DequantizeArgs a{.y = y.data<float>(),

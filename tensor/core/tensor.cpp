@@ -120,7 +120,7 @@ Tensor Tensor::reshape(const Shape& s) const {
   return r;
 }
 
-Tensor Tensor::permute(std::initializer_list<int> dims) const {
+Tensor Tensor::permute(std::span<const int> dims) const {
   LOWBIT_CHECK(int(dims.size()) == ndim(), shape, "permute", "one entry per dimension is needed (got ", str(),
                ")");
   Tensor r = *this;

@@ -76,7 +76,10 @@ class Tensor {
   View mutable_view();  ///< counts as an in-place write
 
   Tensor reshape(const Shape& s) const;  ///< view only; throws if a copy would be needed
-  Tensor permute(std::initializer_list<int> dims) const;
+  Tensor permute(std::span<const int> dims) const;
+  Tensor permute(std::initializer_list<int> dims) const {
+    return permute(std::span<const int>(dims.begin(), dims.size()));
+  }
   Tensor transpose(int a, int b) const;
   Tensor slice(int dim, int64_t begin, int64_t end) const;
   Tensor select(int dim, int64_t index) const;  ///< slice of one, dimension removed

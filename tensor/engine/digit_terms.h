@@ -62,4 +62,10 @@ LOWBIT_HD double unit_of(int32_t top_bits, float v) {
   return v > 0 ? 1 / double(v) : 0;
 }
 
+/// Lanes of D; and whether D is a sum of the floats themselves, not of q.
+inline constexpr int kOffsetLanes = 8;
+LOWBIT_HD bool sums_floats(const GemmOperand& codes) {
+  return codes.offset && (codes.offset_stride.k || codes.scale_stride.k);
+}
+
 }  // namespace lowbit::detail

@@ -195,10 +195,14 @@ GemmOperand GemmInput::operand(int batch_dims, bool k_last) const {
   for (int d = 0; d < nd; ++d) place(o.stride, d, v.stride[d]);
   if (!is_coded_) return o;
   o.scale = static_cast<const float*>(coded_.scale.view().data);
-  if (!coded_.per_tensor()) place(o.scale_stride, coded_.scale_axis + nd, coded_.scale.stride(0));
+  const auto along = [&](Strides& s, const Tensor& t, int dim) {
+    place(s, dim, t.stride(-1));
+    if (t.ndim() == 2) place(s, nd - 3, t.stride(0));
+  };
+  if (!coded_.per_tensor()) along(o.scale_stride, coded_.scale, coded_.scale_axis + nd);
   if (coded_.offset.defined()) {
     o.offset = static_cast<const float*>(coded_.offset.view().data);
-    if (coded_.offset.numel() > 1) place(o.offset_stride, nd - 1, coded_.offset.stride(0));
+    if (coded_.offset.numel() > 1) along(o.offset_stride, coded_.offset, nd - 1);
   }
   o.shift = coded_.shift;
   o.lo = coded_.lo;
@@ -211,21 +215,25 @@ namespace {
 void check_coded(const char* op, const GemmInput& x, const Coded& c) {
   LOWBIT_CHECK(x.values().dtype() == DType::u8 || x.values().dtype() == DType::i8, dtype, op,
                "codes must be u8 or i8 (got ", x.str(), ")");
-  LOWBIT_CHECK(c.scale.defined() && c.scale.dtype() == DType::f32 && c.scale.ndim() == 1, dtype, op,
-               "scale of codes must be f32 and one-dimensional (got ",
-               c.scale.defined() ? c.scale.str() : "none", ")");
   const int nd = x.values().ndim();
+  const auto fits = [&](const Tensor& t, int64_t extent) {
+    return t.ndim() == 1 ? t.numel() == extent : nd >= 3 && t.shape() == Shape{x.values().size(-3), extent};
+  };
+  LOWBIT_CHECK(
+      c.scale.defined() && c.scale.dtype() == DType::f32 && (c.scale.ndim() == 1 || c.scale.ndim() == 2),
+      dtype, op, "scale of codes must be f32 [n] or [groups, n] (got ",
+      c.scale.defined() ? c.scale.str() : "none", ")");
   if (c.per_tensor()) {
     LOWBIT_CHECK(c.scale.numel() == 1, shape, op, "scale per tensor must hold one value (got ", c.scale.str(),
                  ")");
   } else {
-    LOWBIT_CHECK(c.scale_axis < 0 && c.scale_axis >= -nd && c.scale.numel() == x.values().size(c.scale_axis),
+    LOWBIT_CHECK(c.scale_axis < 0 && c.scale_axis >= -nd && fits(c.scale, x.values().size(c.scale_axis)),
                  shape, op, "scale must have the extent of dimension ", c.scale_axis, " (got ", c.scale.str(),
                  " for codes ", x.str(), ")");
   }
   if (c.offset.defined())
-    LOWBIT_CHECK(c.offset.dtype() == DType::f32 && c.offset.ndim() == 1 &&
-                     (c.offset.numel() == 1 || c.offset.numel() == x.values().size(-1)),
+    LOWBIT_CHECK(c.offset.dtype() == DType::f32 && (c.offset.ndim() == 1 || c.offset.ndim() == 2) &&
+                     (c.offset.numel() == 1 || fits(c.offset, x.values().size(-1))),
                  shape, op, "offset must be f32 with one value or one per entry of the last dimension (got ",
                  c.offset.str(), " for codes ", x.str(), ")");
 }

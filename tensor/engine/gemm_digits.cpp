@@ -95,6 +95,45 @@ int largest_code(const GemmOperand& codes, int zero) {
   return std::max(std::abs(codes.lo - zero), std::abs(codes.hi - zero));
 }
 
+/// Σ_k x[c·line + k·step] (·e[k·e_step]) for every line c: `D` of gemm_digits.h without α.
+void line_dots(const float* x, int64_t line, int64_t step, int lines, int64_t k, const float* e,
+               int64_t e_step, double* out) {
+  double sum[kOffsetLanes][kPanel] = {};
+  const auto along = [&](auto weight) {  // lanes are neighbours in memory
+    for (int c = 0; c < lines; ++c) {
+      const float* const from = x + c * line;
+      double lane[kOffsetLanes] = {};
+      int64_t i = 0;
+      for (; i + kOffsetLanes <= k; i += kOffsetLanes)
+        for (int j = 0; j < kOffsetLanes; ++j) lane[j] += double(from[i + j]) * weight(i + j);
+      for (int j = 0; i + j < k; ++j) lane[j] += double(from[i + j]) * weight(i + j);
+      for (int j = 0; j < kOffsetLanes; ++j) sum[j][c] = lane[j];
+    }
+  };
+  const auto across = [&](auto weight) {
+    for (int64_t i = 0; i < k; ++i) {
+      const float* const from = x + i * step;
+      double* const to = sum[i % kOffsetLanes];
+      const double w = weight(i);
+      if (line == 1)
+        for (int c = 0; c < lines; ++c) to[c] += double(from[c]) * w;
+      else
+        for (int c = 0; c < lines; ++c) to[c] += double(from[c * line]) * w;
+    }
+  };
+  const auto run = [&](auto weight) { step == 1 ? along(weight) : across(weight); };
+  if (!e)
+    run([](int64_t) { return 1.0; });
+  else if (e_step == 1)
+    run([e](int64_t i) { return double(e[i]); });
+  else
+    run([e, e_step](int64_t i) { return double(e[i * e_step]); });
+  for (int w = kOffsetLanes / 2; w > 0; w /= 2)
+    for (int i = 0; i < w; ++i)
+      for (int c = 0; c < lines; ++c) sum[i][c] += sum[i + w][c];
+  std::copy_n(sum[0], lines, out);
+}
+
 class DigitEngine {
  public:
   DigitEngine(const GemmArgs& g, IntKernel kernel)
@@ -231,15 +270,23 @@ class DigitEngine {
       out.factor[i] =
           scale_along_k() ? 1 : double(codes_.scale[at.index.offset(ss.batch) + (line + i) * ss.row]);
       if (codes_.offset)
-        out.offset[i] = double(codes_.offset[at.index.offset(os.batch) + (line + i) * os.row]);
+        out.offset[i] = os.k ? 1 : double(codes_.offset[at.index.offset(os.batch) + (line + i) * os.row]);
     }
   }
 
-  void float_lines(const SplitLines& split, int lines, DigitLines& out) const {
+  /// `x`: the first of `lines` lines of floats, `line` and `step` between lines and between two k.
+  void float_lines(const Place& at, const SplitLines& split, const float* x, int64_t line, int64_t step,
+                   int lines, DigitLines& out) const {
+    const auto& os = codes_.offset_stride;
+    const bool own_sum = sums_floats(codes_);
+    double dots[kPanel];
+    if (own_sum)
+      line_dots(x, line, step, lines, g_.k, os.k ? codes_.offset + at.index.offset(os.batch) : nullptr, os.k,
+                dots);
     for (int i = 0; i < lines; ++i) {
       out.factor[i] = g_.alpha * unit_of(split.top[i], split.v[i]);
       out.add[i] = code_shift() * split.sum[i];
-      out.offset[i] = out.factor[i] * split.sum[i];
+      out.offset[i] = own_sum ? g_.alpha * dots[i] : out.factor[i] * split.sum[i];
     }
   }
 
@@ -255,13 +302,8 @@ class DigitEngine {
         staged ? thread_scratch(Scratch::stage, max_digits() * kernel_.mr * line + kPackSlack) : dst);
     const size_t plane = staged ? kernel_.mr * line : tile_bytes_;
     SplitLines split;
-    SplitLineArgs args{static_cast<const float*>(g_.a.data) + at.a + row * g_.a.stride.row,
-                       g_.a.stride.k,
-                       g_.k,
-                       scale_of_k(at),
-                       codes_.scale_stride.k,
-                       0,
-                       {}};
+    const float* const first = static_cast<const float*>(g_.a.data) + at.a + row * g_.a.stride.row;
+    SplitLineArgs args{first, g_.a.stride.k, g_.k, scale_of_k(at), codes_.scale_stride.k, 0, {}};
     const auto each_line = [&](auto f) {
       SplitLineArgs line_args = args;
       for (int r = 0; r < rows; ++r, line_args.x += g_.a.stride.row) f(line_args, r);
@@ -275,7 +317,7 @@ class DigitEngine {
       }
       digits_.line(x, split, r);
     });
-    float_lines(split, rows, out);
+    float_lines(at, split, first, g_.a.stride.row, g_.a.stride.k, rows, out);
     for (int d = 0; staged && d < out.digits; ++d)
       pack_codes(planes + size_t(d) * plane, int64_t(line), 1, rows, g_.k, 0,
                  reinterpret_cast<uint32_t*>(dst + size_t(d) * tile_bytes_), rows);
@@ -298,7 +340,7 @@ class DigitEngine {
     digits_.measure_panel(args, split);
     out.digits = args.digits = choose_scales(split, cols, g_.k, g_.digits, heavy_allowed_);
     digits_.panel(args, split);
-    float_lines(split, cols, out);
+    float_lines(at, split, args.x, args.col, args.next, cols, out);
     if (out.digits == kMaxDigits)
       out.range_count =
           fourth_digits(args.words + 3 * args.plane, args.width, reinterpret_cast<WordRange*>(&out + 1));
@@ -347,7 +389,6 @@ bool digits_apply(const GemmArgs& g) {
   const bool a = is_codes(g.a), b = is_codes(g.b);
   if (a == b || g.c_dtype != DType::f32 || g.bias || g.beta != 0) return false;
   const GemmOperand& codes = a ? g.a : g.b;
-  if (codes.offset && (codes.offset_stride.k != 0 || codes.scale_stride.k != 0)) return false;
   const double largest = std::max(codes.hi - std::min(codes.lo, 0), 128);
   return 255.0 * largest * double(g.k) <= std::numeric_limits<int32_t>::max();
 }

@@ -6,25 +6,27 @@
 // product each:
 //
 //   F = max_k |g_k·s_k|,  v = (2^23 − 2) / F,  q_k = rint(g_k·s_k·v),  q_k + 2^23 = Σ_i 256^i·byte_i
-//   Y = float((α/v · w)·Σ_k q_k·(code_k + shift) + (α/v · Σ_k q_k)·offset)       in f64, the sums exact
+//   Y = float((α/v · w)·Σ_k q_k·(code_k + shift) + D·offset)                     in f64, the sums exact
 //
-// s_k is the codes' scale where it runs along k (then w = 1), else 1 and w is the scale. The error of q is
-// half a unit and one rounding of f32: at most 1.2e-7·F, or 3e-5·F with two digits.
+// s_k is the codes' scale where it runs along k (then w = 1), else 1 and w is the scale. D = α/v · Σ_k q_k;
+// with s_k, or an offset along k, D = α·Σ_k g_k (·offset_k) in f64: lane j of 8 adds the terms j, j + 8, …,
+// then lane i < w adds lane i + w for w = 4, 2, 1. The error of q is half a unit and one rounding of f32: at
+// most 1.2e-7·F, or 3e-5·F with two digits.
 //
 // Where a few values dominate a line, 24 bits under F are too coarse for all the others: a line of three
 // digits with F > 12 · the root mean square of its values gets v = 16·(2^23 − 2) / F and a fourth digit,
 // which is multiplied for the steps of k only in which a column of the panel has one.
 //
-// No order is prescribed, because integer sums are exact; the mean square alone is a float sum, in an order
-// of its own (gemm_digits_kernels.h). A line that holds a value which is not finite gives NaN. Lines whose F
-// is below 3e-32 lose precision.
+// Nothing else has an order, because integer sums are exact; the mean square alone is a float sum, in an
+// order of its own (gemm_digits_kernels.h). A line that holds a value which is not finite gives NaN. Lines
+// whose F is below 3e-32 lose precision.
 
 #include "tensor/engine/gemm.h"
 
 namespace lowbit::detail {
 
-/// Whether the arguments have this form: one f32 operand, codes without an offset along k, no bias, beta = 0,
-/// sums within 32 bits. A function of the arguments alone.
+/// Whether the arguments have this form: one f32 operand and codes, no bias, beta = 0, sums within 32 bits. A
+/// function of the arguments alone.
 bool digits_apply(const GemmArgs& g);
 
 /// What both devices derive from the arguments. The order of a line's mean square follows the layout.
@@ -36,7 +38,7 @@ DigitPlan digit_plan(const GemmArgs& g);
 
 /// A line of floats after measuring (CUDA).
 struct DigitLine {
-  double factor, sum;  ///< alpha / v, Σ q
+  double factor, sum, offset;  ///< alpha / v, Σ q, D
   float v;
   int digits;
 };

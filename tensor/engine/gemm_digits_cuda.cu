@@ -31,10 +31,19 @@ struct FloatLine {
   __device__ int32_t fixed(int64_t k, float v) const { return int32_t(math::rint((*this)[k] * v)); }
 };
 
-/// Everything but Σ q.
+/// Everything but the sums.
 __device__ DigitLine line_of(const GemmArgs& g, const DigitPlan& p, int32_t top, float squares) {
   const detail::LineScale s = detail::line_scale(top, squares, g.k, g.digits, p.heavy_allowed);
-  return {g.alpha * detail::unit_of(top, s.v), 0, s.v, s.digits};
+  return {g.alpha * detail::unit_of(top, s.v), 0, 0, s.v, s.digits};
+}
+
+/// Lane j of D: the terms j, j + 8, … of a line.
+__device__ double offset_lane(const GemmArgs& g, const BatchIndex& i, const FloatLine& x, int j) {
+  const auto& os = g.b.offset_stride;
+  double sum = 0;
+  for (int64_t k = j; k < g.k; k += detail::kOffsetLanes)
+    sum += double(x.x[k * x.step]) * (os.k ? double(g.b.offset[i.offset(os.batch) + k * os.k]) : 1.0);
+  return sum;
 }
 
 /// A warp for each line: neighbouring lanes read neighbouring k.
@@ -42,7 +51,8 @@ __global__ void measure_rows(const __grid_constant__ GemmArgs g, DigitPlan p, in
   const int64_t line = (blockIdx.x * int64_t(kThreads) + threadIdx.x) / 32;
   if (line >= lines) return;
   const int lane = int(threadIdx.x % 32);
-  const FloatLine x(g, BatchIndex::of(g, line / g.m), line % g.m);
+  const BatchIndex index = BatchIndex::of(g, line / g.m);
+  const FloatLine x(g, index, line % g.m);
   static_assert(detail::kRowLanes == 32);
   int32_t top = 0;
   float own = 0, squares = 0;
@@ -58,6 +68,13 @@ __global__ void measure_rows(const __grid_constant__ GemmArgs g, DigitPlan p, in
   for (int64_t k = lane; k < g.k; k += 32) sum += x.fixed(k, l.v);
   for (int w = 16; w > 0; w /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, w);
   l.sum = double(sum);
+  l.offset = l.factor * l.sum;
+  if (detail::sums_floats(g.b)) {
+    double own_terms = lane < detail::kOffsetLanes ? offset_lane(g, index, x, lane) : 0;
+    for (int w = detail::kOffsetLanes / 2; w > 0; w /= 2)
+      own_terms += __shfl_xor_sync(0xffffffffu, own_terms, w);
+    l.offset = g.alpha * own_terms;
+  }
   if (lane == 0) static_cast<DigitLine*>(g.work)[line] = l;
 }
 
@@ -65,7 +82,8 @@ __global__ void measure_rows(const __grid_constant__ GemmArgs g, DigitPlan p, in
 __global__ void measure_columns(const __grid_constant__ GemmArgs g, DigitPlan p, int64_t lines) {
   const int64_t line = blockIdx.x * int64_t(kThreads) + threadIdx.x;
   if (line >= lines) return;
-  const FloatLine x(g, BatchIndex::of(g, line / g.m), line % g.m);
+  const BatchIndex index = BatchIndex::of(g, line / g.m);
+  const FloatLine x(g, index, line % g.m);
   int32_t top = 0;
   float lanes[detail::kColumnLanes] = {}, squares = 0;
   for (int64_t k = 0; k < g.k; k += detail::kColumnLanes)
@@ -81,6 +99,14 @@ __global__ void measure_columns(const __grid_constant__ GemmArgs g, DigitPlan p,
   int64_t sum = 0;
   for (int64_t k = 0; k < g.k; ++k) sum += x.fixed(k, l.v);
   l.sum = double(sum);
+  l.offset = l.factor * l.sum;
+  if (detail::sums_floats(g.b)) {
+    double terms[detail::kOffsetLanes];
+    for (int j = 0; j < detail::kOffsetLanes; ++j) terms[j] = offset_lane(g, index, x, j);
+    for (int w = detail::kOffsetLanes / 2; w > 0; w /= 2)
+      for (int j = 0; j < w; ++j) terms[j] += terms[j + w];
+    l.offset = g.alpha * terms[0];
+  }
   static_cast<DigitLine*>(g.work)[line] = l;
 }
 
@@ -132,7 +158,7 @@ __global__ void __launch_bounds__(kProductThreads, 1)
   if (thread == 0) block_digits = g.digits;
   if (thread < kProductTile)
     rows[line] = at.m + line < g.m ? static_cast<const DigitLine*>(g.work)[batch * g.m + at.m + line]
-                                   : DigitLine{0, 0, 0, g.digits};
+                                   : DigitLine{0, 0, 0, 0, g.digits};
   __syncthreads();
   if (thread < kProductTile && rows[line].digits == kMaxDigits)
     block_digits = kMaxDigits;  // all write the same
@@ -158,7 +184,9 @@ __global__ void __launch_bounds__(kProductThreads, 1)
     const auto &ss = g.b.scale_stride, &os = g.b.offset_stride;
     const int64_t n = at.n + line;
     cols[line] = {ss.k ? 1 : double(g.b.scale[index.offset(ss.batch) + n * ss.row]), double(code_sum),
-                  g.b.offset ? double(g.b.offset[index.offset(os.batch) + n * os.row]) : 0};
+                  !g.b.offset ? 0
+                  : os.k      ? 1
+                              : double(g.b.offset[index.offset(os.batch) + n * os.row])};
   }
   __syncthreads();
   const double col_unit = -double(detail::digit_zero(digits)) - (digits == kMaxDigits ? 0x1p31 : 0),
@@ -172,7 +200,7 @@ __global__ void __launch_bounds__(kProductThreads, 1)
     sum += shift * rows[i].sum + col_unit * cols[j].add;
     const double y = rows[i].factor * cols[j].factor * sum;
     static_cast<float*>(g.c)[index.offset(g.c_batch) + (at.m + i) * g.c_row + (at.n + j) * g.c_col] =
-        float(g.b.offset ? y + rows[i].factor * rows[i].sum * cols[j].offset : y);
+        float(g.b.offset ? y + rows[i].offset * cols[j].offset : y);
   });
 }
 

@@ -73,16 +73,20 @@ void pack_panel(const GemmOperand& b, const Packing& p, int64_t at, int64_t col,
   for (int c = 0; c < cols; ++c) sums[c] -= int32_t(k * p.zero);
 }
 
-/// Σ_k weight_k · (packed[k] + shift) for every line; `word` and `line` are the bytes between words of four k
-/// and between lines.
+/// Σ_k weight_k · (packed[k] + shift) for every line, k in increasing order; `word` and `line` are the bytes
+/// between words of four k and between lines.
 template <class Byte>
 void weighted_sums(const char* packed, int64_t word, int64_t line, int lines, int64_t k, double shift,
                    const float* weight, int64_t step, double* out) {
-  const auto* bytes = reinterpret_cast<const Byte*>(packed);
   std::fill_n(out, lines, 0.0);
-  for (int64_t i = 0; i < k; ++i)
-    for (int r = 0; r < lines; ++r)
-      out[r] += double(weight[i * step]) * (double(bytes[i / 4 * word + r * line + i % 4]) + shift);
+  const auto run = [&](auto adjacent) {
+    for (int64_t i = 0; i < k; ++i) {
+      const auto* const bytes = reinterpret_cast<const Byte*>(packed) + i / 4 * word + i % 4;
+      const double w = double(weight[i * step]);
+      for (int r = 0; r < lines; ++r) out[r] += w * (double(bytes[adjacent ? 4 * r : r * line]) + shift);
+    }
+  };
+  line == 4 ? run(std::true_type{}) : run(std::false_type{});
 }
 
 class CodedEngine {

@@ -77,8 +77,8 @@ const bool products = register_op_cases(
                      [] {
                        attention_scores(zeros({2, 5, 6}), zeros({2, 5, 6}), 4, 1);
                      },
-                     "attention_scores: q and k must be [B, N, C] with heads dividing C (got q=[2, 5, 6] f32 "
-                     "cpu, k=[2, 5, 6] f32 cpu, heads=4)"}},
+                     "attention_scores: q and k must be [B, N, C] with heads dividing C, or k [B, heads, N, C] "
+                     "(got q=[2, 5, 6] f32 cpu, k=[2, 5, 6] f32 cpu, heads=4)"}},
          .perf = {.inputs = {{.name = "q", .shape = {8, 197, 192}}, {.name = "k", .shape = {8, 197, 192}}},
                   .flops = 2.0 * 8 * 197 * 197 * 192}},
         {.name = "context",
@@ -109,6 +109,27 @@ Coded make_codes(const std::string& name, const Shape& s, int bits, bool is_sign
   if (offset != 0) c.offset = Tensor::full({1}, offset);
   c.shift = as_weight ? 0 : qmin;
   c.lo = as_weight ? qmin : 0, c.hi = as_weight ? qmin + n - 1 : n - 1;
+  return c;
+}
+
+/// The same with a scale for every index of `axis`, or every head and index, and a vector of offsets.
+Coded along(Coded c, int axis, bool offsets) {
+  const auto spread = [](const Shape& s, double first, double step) {
+    Tensor t = Tensor::empty(s);
+    for (int64_t i = 0; i < t.numel(); ++i) t.data<float>()[i] = float(first + step * double(i * 7 % 11));
+    return t;
+  };
+  const bool heads = c.codes.ndim() == 4 && c.lo == 0 && offsets;
+  const int64_t n = c.codes.size(axis), width = c.codes.size(-1);
+  c.scale_axis = axis;
+  c.scale = spread(heads ? Shape{c.codes.size(1), n} : Shape{n}, 0.05, 0.01);
+  if (offsets) c.offset = spread(heads ? Shape{c.codes.size(1), width} : Shape{width}, -0.4, 0.1);
+  return c;
+}
+
+/// Levels at half integers.
+Coded halves(Coded c) {
+  c.shift = 0.5;
   return c;
 }
 
@@ -185,6 +206,22 @@ TEST(CodedProduct, AgreesWithFloatOracleAndThreads) {
        make_codes("q", {2, 9, 48}, 4, true, false, 0.1), make_codes("k", {2, 9, 48}, 3, true, false, -0.2)},
       {"context", [](const Variable& a, const Variable& b) { return attention_context(a, b, 3); },
        make_codes("p", {2, 3, 9, 9}, 8, false, false, 0), make_codes("v", {2, 9, 48}, 8, true, false, 0.3)},
+      {"linear, scales of tokens and rows",
+       [](const Variable& a, const Variable& b) { return linear(a, b, {}); },
+       along(make_codes("x", {2, 9, 48}, 4, true, false, 0), -2, true),
+       halves(along(make_codes("w", {20, 48}, 4, true, true, 0), -2, false))},
+      {"scores, scales of tokens",
+       [](const Variable& a, const Variable& b) { return attention_scores(a, b, 3, 0.25); },
+       along(make_codes("q", {2, 9, 48}, 4, true, false, 0), -2, true),
+       along(make_codes("k", {2, 9, 48}, 4, true, false, 0), -2, true)},
+      {"scores, shared queries",
+       [](const Variable& a, const Variable& b) { return attention_scores(a, b, 3, 0.25); },
+       along(make_codes("q", {2, 9, 48}, 2, true, false, 0), -2, true),
+       along(make_codes("k", {2, 3, 9, 48}, 2, true, false, 0), -2, true)},
+      {"context, scales of queries and channels",
+       [](const Variable& a, const Variable& b) { return attention_context(a, b, 3); },
+       along(make_codes("p", {2, 3, 9, 9}, 4, false, false, 0), -2, false),
+       along(make_codes("v", {2, 9, 48}, 4, true, false, 0), -1, true)},
   };
   for (const auto& op : ops) {
     const CodedRun oracle = run(op.f, op.a, op.b, false);

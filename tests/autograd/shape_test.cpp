@@ -73,6 +73,22 @@ TEST(Shape, CodesMoveLikeFloats) {
   check([](const Variable& x) { return select(x, 1, 3); }, "select");
 }
 
+TEST(Shape, ReshapeKeepsRowsWithTheirScales) {
+  Coded c;
+  c.codes = Tensor::empty({2, 6, 4}, DType::u8);
+  for (int i = 0; i < 48; ++i) c.codes.data<uint8_t>()[i] = uint8_t(i * 37 % 16);
+  const float s[] = {1, 2, 3, 4, 5, 6}, b[] = {0.5, 1, -2, 0.25};
+  c.scale = Tensor::from(std::span<const float>(s), {6}), c.scale_axis = -2;
+  c.offset = Tensor::from(std::span<const float>(b), {4});
+  const Variable coded(c), floats(c.dequantize());
+  for (const std::vector<int64_t>& to :
+       {std::vector<int64_t>{2, 3, 2, 4}, {1, 2, 6, 4}, {12, 4}, {4, 3, 4}, {8, 6}}) {
+    const Variable y = reshape(coded, to);
+    EXPECT_EQ(y.coded() != nullptr, to.size() == 4);
+    EXPECT_TRUE(equal_bits(y.data(), reshape(floats, to).data().packed()));
+  }
+}
+
 TEST(Shape, SliceTakesItsPartOfRowScales) {
   Coded c;
   c.codes = Tensor::full({4, 3}, 5, DType::i8);

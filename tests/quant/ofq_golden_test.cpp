@@ -239,7 +239,7 @@ TEST(OfqGolden, Mlp) {
 /// What passes the slots of attention over groups of `tokens` tokens.
 void describe_attention(Box& box, int64_t tokens, int64_t width, int64_t heads) {
   const std::string at = "blocks.0.attn.";
-  box.infos[at + "qkx"] = {{1, tokens * heads, width}, heads};
+  box.infos[at + "qkx"] = {{1, heads, tokens, width}, heads};
   box.infos[at + "qk.weight"] = {{heads * width, width}};
   for (const char* slot : {"in", "q", "k", "v", "context"})
     box.infos[at + slot] = {{1, tokens, width}, heads};

@@ -54,6 +54,7 @@ const Case input_gradients[] = {{"weights", 45, 70, 192, true, -8, 7, Coded::kPe
                                 {"no zero level", 64, 64, 100, true, -2, 1, -2, 0, 0.5},
                                 {"scale along columns", 3, 16, 5, true, -8, 7, -1, 0, 0},
                                 {"offset along columns", 33, 40, 64, false, 0, 15, Coded::kPerTensor, 2, -8},
+                                {"scale of rows, offset along columns", 45, 40, 67, false, 0, 15, -2, 2, -8},
                                 {"one", 1, 1, 1, false, 0, 3, Coded::kPerTensor, 0, 0}};
 
 TEST(GemmDigits, InputGradientIsAsExactAsFloats) {
@@ -84,8 +85,7 @@ TEST(GemmDigits, WeightGradientIsAsExactAsFloats) {
       SCOPED_TRACE(tokens);
       const int64_t n = 77, k = 50;
       const Tensor g = gaussian({tokens, n}, 3);
-      const Coded x = random_coded({tokens, k}, false, 0, 15, per_token ? -2 : Coded::kPerTensor,
-                                   per_token ? 0 : 2, -8, 4);
+      const Coded x = random_coded({tokens, k}, false, 0, 15, per_token ? -2 : Coded::kPerTensor, 2, -8, 4);
       const Tensor truth = exact(g.cast(DType::f64).transpose(0, 1).packed(), x.dequantize());
       Tensor first;
       for_each_isa_and_threads([&] {
@@ -158,6 +158,35 @@ TEST(GemmDigits, BatchesOfHeads) {
   });
 }
 
+/// G·Xᵀ with heads that have their own scales and offsets: both run along the contraction, or neither.
+TEST(GemmDigits, ScalesAndOffsetsOfHeads) {
+  const int64_t heads = 3, tokens = 37, d = 21;
+  for (const int axis : {-1, -2}) {
+    Coded v = random_coded({heads, tokens, d}, false, 0, 15, axis, 2, -8, 16);
+    v.scale = gaussian({heads, v.codes.size(axis)}, 17), v.offset = gaussian({heads, d}, 18);
+    const Tensor g = gaussian({heads, 18, d}, 19), h = gaussian({heads, 18, tokens}, 20);
+    const Tensor x = v.dequantize(), truth_d = exact(g, x.transpose(-2, -1).packed()), truth_t = exact(h, x);
+    Tensor first_d, first_t;
+    for_each_isa_and_threads([&] {
+      Tensor yd = Tensor::full({heads, 18, tokens}, NAN), yt = Tensor::full({heads, 18, d}, NAN);
+      gemm(yd, g, GemmInput(v).t(), {}, 1, 0, 3);
+      gemm(yt, h, v, {}, 1, 0, 3);
+      EXPECT_LT(error(yd, truth_d), 1e-6);
+      EXPECT_LT(error(yt, truth_t), 1e-6);
+      for (int64_t i = 0; i < heads; ++i) {  // a head by itself: the same bits
+        Tensor one = Tensor::full({18, tokens}, NAN);
+        gemm(one, g.select(0, i), GemmInput(v.group(i)).t(), {}, 1, 0, 3);
+        EXPECT_EQ(0, std::memcmp(one.data<float>(), yd.data<float>() + i * one.numel(), one.bytes()));
+      }
+      if (first_d.defined()) {
+        EXPECT_EQ(0, std::memcmp(yd.data<float>(), first_d.data<float>(), yd.bytes()));
+        EXPECT_EQ(0, std::memcmp(yt.data<float>(), first_t.data<float>(), yt.bytes()));
+      }
+      first_d = yd, first_t = yt;
+    });
+  }
+}
+
 TEST(GemmDigits, ExactForSmallIntegersAndZeros) {
   // powers of two times the largest value are fixed-point numbers themselves
   Tensor g = Tensor::zeros({3, 40});
@@ -191,7 +220,6 @@ TEST(GemmDigits, NotFiniteStaysNotFinite) {
 /// What has no such form is a float product, with the same bits as without digits.
 TEST(GemmDigits, OtherProductsStayFloat) {
   const Tensor g = gaussian({20, 30}, 10);
-  const Coded offset_along_k = random_coded({16, 30}, false, 0, 15, Coded::kPerTensor, 2, 0, 11);
   const Tensor bias = gaussian({16}, 12);
   const Coded w = random_coded({16, 30}, true, -8, 7, Coded::kPerTensor, 0, 0, 13);
   const auto equal = [&](const GemmInput& b, const Tensor& bias_or_none) {
@@ -199,7 +227,6 @@ TEST(GemmDigits, OtherProductsStayFloat) {
     gemm(x, g, b, bias_or_none), gemm(y, g, b, bias_or_none, 1, 0, 3);
     EXPECT_EQ(0, std::memcmp(x.data<float>(), y.data<float>(), x.bytes()));
   };
-  equal(GemmInput(offset_along_k).t(), {});
   equal(GemmInput(w).t(), bias);
   equal(GemmInput(gaussian({30, 16}, 14)), {});
 }

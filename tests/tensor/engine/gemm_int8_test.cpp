@@ -276,6 +276,34 @@ TEST(CodedGemm, BatchesEqualSingleProducts) {
     }
 }
 
+/// Heads with scales and offsets of their own.
+TEST(CodedGemm, GroupsEqualSingleProducts) {
+  const int64_t tokens = 19;
+  Coded a = random_coded({3, 4, tokens, 24}, true, -8, 7, -2, 2, 0, 1);
+  Coded b = random_coded({3, 4, 30, 24}, true, -8, 7, -2, 2, 0.5, 2);
+  for (Coded* c : {&a, &b}) {
+    c->scale = random_coded({4 * c->codes.size(-2), 2}, true, -8, 7, -2, 0, 0, 3)
+                   .scale.reshape({4, c->codes.size(-2)});
+    c->offset = random_coded({2, 4 * 24}, true, -8, 7, -2, 2, 0, 4).offset.reshape({4, 24});
+  }
+  const auto pick = [&](const Coded& c, int64_t i, int64_t h) {
+    Coded r = c.group(h);
+    r.codes = r.codes.select(0, i);
+    return r;
+  };
+  for_each_isa_and_threads([&] {
+    Tensor y = Tensor::empty({3, 4, tokens, 30});
+    coded_gemm(y, a, b, {}, 0.125);
+    for (int i = 0; i < 3; ++i)
+      for (int h = 0; h < 4; ++h) {
+        Tensor z = Tensor::empty({tokens, 30});
+        coded_gemm(z, pick(a, i, h), pick(b, i, h), {}, 0.125);
+        ASSERT_TRUE(equal_bits(y.select(0, i).select(0, h).packed(), z));
+        ASSERT_LT(row_error(z, pick(a, i, h), pick(b, i, h), false, {}, 0.125), 2e-7);
+      }
+  });
+}
+
 /// A scale per token, shared by the images of the batch.
 TEST(CodedGemm, ScalePerTokenAcrossTheBatch) {
   const Coded x = random_coded({5, 17, 40}, true, -8, 7, -2, 2, 0, 1);
