@@ -35,7 +35,7 @@ namespace {
 struct Method {
   const char *name, *scheme;  // scheme null: float
   SchemeOptions options = {};
-  bool bins = false, anneal = false, track = false;
+  bool bins = false, anneal = false, track = false, recompute = false;
 };
 
 const Method kMethods[] = {
@@ -51,6 +51,7 @@ const Method kMethods[] = {
     {"ofq, qk reparam", "ofq", {.qk_reparam = true}},
     {"ofq, qk reparam, cga", "ofq", {.qk_reparam = true}, false, true},
     {"lsq, tracked", "lsq", {}, false, false, true},
+    {"lsq, recompute", "lsq", {}, false, false, false, true},
 };
 
 double processor_seconds() {
@@ -74,6 +75,7 @@ class Training {
     changes.qk_reparam = m.options.qk_reparam;
     model_ = plan_model(model, changes).build(0);
     if (m.scheme) install(*model_, load_scheme(m.scheme, m.options));
+    model_->recompute_blocks = m.recompute;
     images_ = Variable(images_of(model_->config(), batch));
     labels_ = Tensor::empty({batch}, DType::i64);
     for (int64_t i = 0; i < batch; ++i) labels_.data<int64_t>()[i] = i % model_->config().classes;

@@ -22,7 +22,13 @@ struct ShiftNode final : Node {
     if (gx.wants(1)) gx.add(1, reduce_to(gy, inputs[1]->shape));
   }
   bool replays() const override { return b.defined(); }
-  Tensor replay() const override { return sum_of(x.get(name(), 0), b); }
+  Tensor replay() const override {
+    const Tensor from = x.get(name(), 0);
+    Tensor y =
+        from.storage().use_count() == 1 ? from : Tensor::empty(from.shape(), from.dtype(), from.device());
+    add_fwd({y.mutable_view(), from.view(), b.expand(from.shape()).view()}, from.device());
+    return y;
+  }
   void release() override { x.release(), b = Tensor{}; }
   std::vector<Tensor> saved() const override { return {b}; }
 };

@@ -4,6 +4,7 @@
 
 #include "autograd/core/node.h"
 #include "autograd/ops/check.h"
+#include "autograd/ops/reduce.h"
 #include "quant/ops/mean_abs.h"
 #include "tensor/core/context.h"
 
@@ -84,7 +85,7 @@ void check_scale(const Tensor& a, const char* what, bool positive, std::string_v
 
 struct FakeQuantNode final : Node {
   SavedValue x;
-  Tensor scale, offset, bounds, slots, grad_scale;  // private copies, written by nobody
+  Tensor scale, offset, bounds, slots, grad_scale, before;  // private copies, written by nobody
   LsqCall call{};
   const char* name() const override { return "fake_quant_lsq"; }
   void backward(const Tensor& gy, GradSink& gx) override;
@@ -96,7 +97,7 @@ void FakeQuantNode::backward(const Tensor& gy, GradSink& gx) {
   LsqCall c = call;
   const Tensor input = x.get(name(), 0);
   c.x = input.view();
-  const bool params = gx.wants(1) || gx.wants(2) || gx.wants(3);
+  const bool params = gx.wants(1) || gx.wants(2) || gx.wants(3), shift = before.defined() && gx.wants(4);
   const auto zeros_for = [&](int input) {
     if (!gx.wants(input)) return Tensor{};
     Tensor t = gx.alloc(input);
@@ -104,13 +105,14 @@ void FakeQuantNode::backward(const Tensor& gy, GradSink& gx) {
     return t;
   };
   const auto view_of = [](Tensor& t) { return t.defined() ? t.mutable_view() : View{}; };
-  Tensor dx = gx.wants(0) ? gradient_over(input, gx, 0) : Tensor{};
+  Tensor dx = gx.wants(0) || shift ? gradient_over(input, gx, 0) : Tensor{};
   Tensor partial = Tensor::empty({lsq_workspace(c)}, gy.dtype(), gy.device());
   Tensor sums = Tensor::empty({3, c.groups}, gy.dtype(), gy.device());
   lsq_bwd(
       {c, gy.view(), view_of(dx), partial.mutable_view(), sums.mutable_view(), gx.wants(2) || gx.wants(3)},
       gy.device());
   if (dx.defined()) gx.add(0, dx);
+  if (shift) gx.add(4, reduce_to(dx, before.shape()));
   if (!params) return;
   Tensor d[] = {zeros_for(1), zeros_for(2), zeros_for(3)};
   lsq_finish({sums.view(), c.scale, c.bounds, c.lo, c.hi, slots.view(),
@@ -123,13 +125,14 @@ void FakeQuantNode::backward(const Tensor& gy, GradSink& gx) {
 
 /// The parameters a call needs, made once and shared by forward and backward.
 std::shared_ptr<FakeQuantNode> prepare(const Tensor& x, const Tensor& scale, const Tensor& offset,
-                                       const LsqSettings& s) {
+                                       const LsqSettings& s, const Tensor& before = {}) {
   auto n = std::make_shared<FakeQuantNode>();
   const GroupLayout l = group_layout(x.shape(), s.axis, s.groups, s.name);
   const Device d = x.device();
   n->slots = slot_tensor(s, scale.shape(), d);
   n->bounds = bounds_tensor(s, x.dtype(), d);
   n->grad_scale = s.grad_scale;
+  if (before.defined()) n->before = before.clone();
   const auto gather = [&](const Tensor& from, bool published) {
     Tensor out = Tensor::empty({s.groups}, x.dtype(), d);
     lsq_gather({from.view(), n->slots.view(), published ? per_group(s.grad_scale, s.groups) : View{},
@@ -148,6 +151,7 @@ std::shared_ptr<FakeQuantNode> prepare(const Tensor& x, const Tensor& scale, con
              n->scale.view(),
              n->offset.defined() ? n->offset.view() : View{},
              n->bounds.defined() ? n->bounds.view() : View{},
+             n->before.defined() ? n->before.view() : View{},
              double(h.lo),
              double(h.hi),
              l.outer,
@@ -173,20 +177,19 @@ bool codable(const Tensor& x, bool has_offset, const Levels& h, const LsqSetting
   return s.codes == CodeType::u8 ? h.hi - h.lo <= 255 : h.lo >= -128 && h.hi <= 127;
 }
 
-}  // namespace
-
-Variable fake_quant_lsq(const Variable& x, const Variable& scale, const Variable& offset,
-                        const Variable& nbits, const LsqSettings& s) {
+Variable quantized(const Variable& x, const Variable& scale, const Variable& offset, const Variable& nbits,
+                   const Variable& before, const LsqSettings& s) {
   check_inputs(x, scale, offset, nbits, s);
   const Tensor input = x.data().packed();
-  const auto node = prepare(input, scale.data(), offset.defined() ? offset.data() : Tensor{}, s);
-  const bool keep = needs_grad({x, scale, offset, nbits});
+  const auto node = prepare(input, scale.data(), offset.defined() ? offset.data() : Tensor{}, s,
+                            before.defined() ? before.data() : Tensor{});
+  const bool keep = needs_grad({x, scale, offset, nbits, before});
   if (keep) node->x.set(x);
   const Levels h = hull(s.levels);
   if (!codable(input, offset.defined(), h, s)) {
     Tensor y = Tensor::empty(input.shape(), input.dtype(), input.device());
     run_forward(*node, y, 0, s);
-    return record(std::move(y), keep ? node : nullptr, {x, scale, offset, nbits});
+    return record(std::move(y), keep ? node : nullptr, {x, scale, offset, nbits, before});
   }
   Coded c;
   const int shift = s.codes == CodeType::u8 ? h.lo : 0;
@@ -195,7 +198,27 @@ Variable fake_quant_lsq(const Variable& x, const Variable& scale, const Variable
   c.shift = shift, c.lo = h.lo - shift, c.hi = h.hi - shift;
   c.scale_axis = s.groups > 1 ? s.axis : Coded::kPerTensor;
   run_forward(*node, c.codes, shift, s);
-  return record(std::move(c), keep ? node : nullptr, {x, scale, offset, nbits});
+  return record(std::move(c), keep ? node : nullptr, {x, scale, offset, nbits, before});
+}
+
+}  // namespace
+
+Variable fake_quant_lsq(const Variable& x, const Variable& scale, const Variable& offset,
+                        const Variable& nbits, const LsqSettings& s) {
+  return quantized(x, scale, offset, nbits, {}, s);
+}
+
+Variable fake_quant_lsq(const Variable& x, const Variable& before, const Variable& scale,
+                        const LsqSettings& s) {
+  LOWBIT_CHECK(
+      before.ndim() == 1 && x.ndim() > 0 && before.numel() == x.size(-1) && before.dtype() == x.dtype() &&
+          s.axis != Coded::kPerTensor && s.groups == x.size(s.axis) && (s.axis == -1 || s.axis == -2) &&
+          s.mask == MaskRule::clip_then_round,
+      shape, s.name,
+      "a shift needs one value per index of the last dimension and one scale per index of one of the "
+      "last two (got x=",
+      x.str(), ", shift=", before.str(), ", groups=", s.groups, ")");
+  return quantized(x, scale, {}, {}, before, s);
 }
 
 double clipped_share(const Tensor& x, const Tensor& scale, const Tensor& offset, const LsqSettings& s) {

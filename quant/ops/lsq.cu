@@ -8,12 +8,18 @@ namespace {
 
 constexpr int kThreads = 256;
 
+__device__ float value_at(const LsqCall& c, int64_t i) {
+  const float x = lsq_data<float>(c.x)[i];
+  const float* const before = lsq_data<float>(c.before);
+  return before ? x + before[i % c.before.shape[0]] : x;
+}
+
 template <class Out>
 __global__ void forward_kernel(LsqCall c, Out* y, int64_t n, float shift) {
   using Ste = UniformSte<MaskRule::clip_then_round>;  // all mask rules give the same levels
   for (int64_t i = blockIdx.x * int64_t(kThreads) + threadIdx.x; i < n; i += int64_t(gridDim.x) * kThreads) {
     const QParam<float> p = lsq_param<float>(c, i / c.inner % c.groups);
-    const float x = lsq_data<float>(c.x)[i];
+    const float x = value_at(c, i);
     if constexpr (sizeof(Out) == 4)
       y[i] = Ste::fwd(x, p, RoundEven{}, i);
     else
@@ -47,11 +53,11 @@ struct Element {
   const float* gy;
   float* dx;
   TieWeights<float> tie;
-  LOWBIT_HD auto at(int64_t i, int64_t g) const {
-    return lsq_bwd_element<M, Edges>(lsq_data<float>(c.x), gy, dx, i, lsq_param<float>(c, g), tie);
+  __device__ auto at(int64_t i, int64_t g) const {
+    return lsq_bwd_element<M, Edges>(value_at(c, i), gy, dx, i, lsq_param<float>(c, g), tie);
   }
-  LOWBIT_HD auto operator()(int64_t i) const { return at(i, 0); }                            // one group
-  LOWBIT_HD auto operator()(int64_t o, int64_t g) const { return at(o * c.groups + g, g); }  // columns
+  __device__ auto operator()(int64_t i) const { return at(i, 0); }                            // one group
+  __device__ auto operator()(int64_t o, int64_t g) const { return at(o * c.groups + g, g); }  // columns
 };
 
 /// One run of elements that share a group.

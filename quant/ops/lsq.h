@@ -61,6 +61,12 @@ struct LsqSettings {
 Variable fake_quant_lsq(const Variable& x, const Variable& scale, const Variable& offset,
                         const Variable& nbits, const LsqSettings& s);
 
+/// The same of x + before, one value per index of the last dimension, for clip_then_round with one scale per
+/// index of an axis: the sum is formed where it is read.   Grad  dbefore = dx summed over all other
+/// dimensions
+Variable fake_quant_lsq(const Variable& x, const Variable& before, const Variable& scale,
+                        const LsqSettings& s);
+
 /// Share of elements whose u lies outside [lo, hi], for reports.
 double clipped_share(const Tensor& x, const Tensor& scale, const Tensor& offset, const LsqSettings& s);
 
@@ -136,6 +142,7 @@ struct LsqCall {
   View x;              ///< packed
   View scale, offset;  ///< [groups], packed; offset.data null: 0
   View bounds;         ///< [2, groups] lo, hi; null: the two numbers below
+  View before;         ///< packed, added to every run of x (every row of groups where inner = 1); null: 0
   double lo, hi;
   int64_t outer, groups, inner;
   MaskRule mask;
@@ -199,10 +206,10 @@ LOWBIT_HD QParam<T> lsq_param(const LsqCall& c, int64_t g) {
           bounds ? bounds[g] : T(c.lo), bounds ? bounds[c.groups + g] : T(c.hi)};
 }
 
-/// Gradient of one element, stored; returns its summands. dx may be null.
+/// Gradient of one element x, stored; returns its summands. dx may be null.
 template <MaskRule M, bool Edges, class T>
-LOWBIT_HD auto lsq_bwd_element(const T* x, const T* gy, T* dx, int64_t i, QParam<T> p, TieWeights<T> tie) {
-  const QGrad<T> g = UniformSte<M>::bwd(gy[i], x[i], p, tie);
+LOWBIT_HD auto lsq_bwd_element(T x, const T* gy, T* dx, int64_t i, QParam<T> p, TieWeights<T> tie) {
+  const QGrad<T> g = UniformSte<M>::bwd(gy[i], x, p, tie);
   if (dx) dx[i] = g.dx;
   if constexpr (Edges)
     return Pack<T, 3>{{g.dscale, g.above, g.below}};

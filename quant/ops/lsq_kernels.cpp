@@ -11,18 +11,31 @@
 namespace lowbit {
 namespace {
 
-/// n elements from `begin` on; param(i) is the parameter of element i. Returns how many x are not finite.
-template <class T, class Out, class Param>
-int64_t forward_range(const T* x, Out* y, int64_t n, T shift, const Param& param) {
+/// Elements of x, and of x + before.
+template <class T>
+struct Plain {
+  const T* x;
+  T operator()(int64_t i) const { return x[i]; }
+};
+template <class T>
+struct Shifted {
+  const T *x, *before;
+  T operator()(int64_t i) const { return x[i] + before[i]; }
+};
+
+/// n elements x(i); param(i) is the parameter of element i. Returns how many x are not finite.
+template <class T, class Out, class X, class Param>
+int64_t forward_range(const X& x, Out* y, int64_t n, T shift, const Param& param) {
   using Ste = UniformSte<MaskRule::clip_then_round>;  // all mask rules give the same levels
   constexpr T largest = std::numeric_limits<T>::max();
   int32_t bad = 0;
   for (int64_t i = 0; i < n; ++i) {
+    const T v = x(i);
     if constexpr (std::is_floating_point_v<Out>)
-      y[i] = Ste::fwd(x[i], param(i), RoundEven{}, i);
+      y[i] = Ste::fwd(v, param(i), RoundEven{}, i);
     else
-      y[i] = Out(int32_t(Ste::level(x[i], param(i), RoundEven{}, i) - shift));
-    bad += !(math::abs(x[i]) <= largest);
+      y[i] = Out(int32_t(Ste::level(v, param(i), RoundEven{}, i) - shift));
+    bad += !(math::abs(v) <= largest);
   }
   return bad;
 }
@@ -34,20 +47,21 @@ void forward_typed(const LsqFwdArgs& a) {
   const bool own_group = c.inner == 1 && c.groups > 1;
   const int64_t run = own_group ? c.groups : c.inner, piece = std::min(run, kChunk);
   const int64_t pieces = ceil_div(run, piece), runs = c.x.numel() / run;
-  const T* const x = c.x.as<T>();
+  const T *const x = c.x.as<T>(), *const before = c.before.as<T>();
   Out* const y = a.y.as<Out>();
   cpu::parallel_wide(runs * pieces, std::max<int64_t>(1, cpu::kGrain / piece), [&](int64_t b, int64_t e) {
     int64_t bad = 0;
     for (int64_t item = b; item < e; ++item) {
       const int64_t r = item / pieces, first = item % pieces * piece, n = std::min(piece, run - first);
       const int64_t flat = r * run + first;
-      if (own_group) {
-        bad += forward_range(x + flat, y + flat, n, T(a.shift),
-                             [&](int64_t i) { return lsq_param<T>(c, first + i); });
-      } else {
-        const QParam<T> p = lsq_param<T>(c, r % c.groups);
-        bad += forward_range(x + flat, y + flat, n, T(a.shift), [p](int64_t) { return p; });
-      }
+      const auto quantize = [&](const auto& param) {
+        bad += before ? forward_range(Shifted<T>{x + flat, before + first}, y + flat, n, T(a.shift), param)
+                      : forward_range(Plain<T>{x + flat}, y + flat, n, T(a.shift), param);
+      };
+      if (own_group)
+        quantize([&](int64_t i) { return lsq_param<T>(c, first + i); });
+      else
+        quantize([p = lsq_param<T>(c, r % c.groups)](int64_t) { return p; });
     }
     if (bad) __atomic_fetch_add(a.bad, bad, __ATOMIC_RELAXED);
   });
@@ -74,18 +88,26 @@ void store(T v, T* to, int64_t stride) {
   to[0] = v, to[stride] = to[2 * stride] = 0;
 }
 
-template <MaskRule M, bool Edges, class T>
+/// X: Plain or Shifted.
+template <MaskRule M, bool Edges, class X, class T>
 void backward_masked(const LsqBwdArgs& a) {
   const LsqCall& c = a.c;
   const TieWeights<T> tie = TieWeights<T>::of(c.ties);
-  const T *const x = c.x.as<T>(), *const gy = a.gy.as<T>();
+  const T *const x = c.x.as<T>(), *const before = c.before.as<T>(), *const gy = a.gy.as<T>();
+  const auto from = [x, before](int64_t i) {
+    if constexpr (std::is_same_v<X, Shifted<T>>)
+      return X{x + i, before};
+    else
+      return X{x + i};
+  };
   T *const dx = a.dx.as<T>(), *const sums = a.sums.as<T>(), *const partial = a.partial.as<T>();
   const int64_t runs = c.outer * c.groups, groups = c.groups;
   if (c.inner == 1 && groups > 1) {  // every element of a row has its own group: column sums
     cpu::columns(
         c.outer, groups,
         [=](int64_t o, int64_t g) {
-          return lsq_bwd_element<M, true>(x, gy, dx, o * groups + g, lsq_param<T>(c, g), tie);
+          return lsq_bwd_element<M, true>(from(o * groups)(g), gy, dx, o * groups + g, lsq_param<T>(c, g),
+                                          tie);
         },
         sums, sums + groups, sums + 2 * groups);
     return;
@@ -93,25 +115,27 @@ void backward_masked(const LsqBwdArgs& a) {
   if (runs == 1) {
     const QParam<T> p = lsq_param<T>(c, 0);
     const auto total =
-        dx ? cpu::sum(c.inner, [=](int64_t i) { return lsq_bwd_element<M, Edges>(x, gy, dx, i, p, tie); })
+        dx ? cpu::sum(c.inner,
+                      [=](int64_t i) { return lsq_bwd_element<M, Edges>(from(0)(i), gy, dx, i, p, tie); })
            : cpu::sum(c.inner, [=](int64_t i) {
-               return lsq_bwd_element<M, Edges>(x, gy, static_cast<T*>(nullptr), i, p, tie);
+               return lsq_bwd_element<M, Edges>(from(0)(i), gy, static_cast<T*>(nullptr), i, p, tie);
              });
     store(total, sums, 1);
     return;
   }
   cpu::rows(runs, c.inner, [=](const cpu::Row& row, int64_t r) {
     const QParam<T> p = lsq_param<T>(c, r % groups);
-    const T *const xr = x + r * c.inner, *const gr = gy + r * c.inner;
+    const X xr = from(r * c.inner);
+    const T* const gr = gy + r * c.inner;
     T* const dr = dx ? dx + r * c.inner : nullptr;
-    store(row.sum(c.inner, [=](int64_t i) { return lsq_bwd_element<M, Edges>(xr, gr, dr, i, p, tie); }),
+    store(row.sum(c.inner, [=](int64_t i) { return lsq_bwd_element<M, Edges>(xr(i), gr, dr, i, p, tie); }),
           partial + r, runs);
   });
   cpu::columns(
       c.outer, groups,
       [=](int64_t o, int64_t g) {
-        const T* const from = partial + o * groups + g;
-        return Pack<T, 3>{{from[0], from[runs], from[2 * runs]}};
+        const T* const at = partial + o * groups + g;
+        return Pack<T, 3>{{at[0], at[runs], at[2 * runs]}};
       },
       sums, sums + groups, sums + 2 * groups);
 }
@@ -119,10 +143,12 @@ void backward_masked(const LsqBwdArgs& a) {
 template <MaskRule M>
 void backward_ruled(const LsqBwdArgs& a) {
   dispatch_real(a.gy.dtype, [&]<class T>(T) {
+    if constexpr (M == MaskRule::clip_then_round)
+      if (a.c.before.data) return backward_masked<M, false, Shifted<T>, T>(a);
     if (a.edges)
-      backward_masked<M, true, T>(a);
+      backward_masked<M, true, Plain<T>, T>(a);
     else
-      backward_masked<M, false, T>(a);
+      backward_masked<M, false, Plain<T>, T>(a);
   });
 }
 

@@ -119,11 +119,16 @@ double OfqQuantizer::gradient_factor(const Tensor& v) const {
 
 Variable OfqQuantizer::quantized(const Variable& v) const {
   LsqSettings s = settings();
-  const Levels l = s.levels[0];
   s.grad_scale = Tensor::full({1}, gradient_factor(v.data()), v.dtype(), v.device());
   s.codes = spec().is_weight ? CodeType::i8 : config_.image ? CodeType::floats : CodeType::u8;
-  const bool sign = spec().bits == 1 && l.lo < 0;
-  return fake_quant_lsq(sign ? far_signs(v.data()) : v, floored_scale(), {}, {}, s);
+  if (shifts_inside()) return fake_quant_lsq(v, *before_, floored_scale(), s);
+  return fake_quant_lsq(signs() ? far_signs(v.data()) : v, floored_scale(), {}, {}, s);
+}
+
+bool OfqQuantizer::signs() const { return spec().bits == 1 && levels().lo < 0; }
+
+bool OfqQuantizer::shifts_inside() const {
+  return before_ && config_.shift.ndim() == 1 && (spec().axis == -1 || spec().axis == -2) && !signs();
 }
 
 Quantizer::TrainedScale OfqQuantizer::trained_scale(const Tensor& x) const {
@@ -136,8 +141,9 @@ Quantizer::TrainedScale OfqQuantizer::trained_scale(const Tensor& x) const {
 Variable OfqQuantizer::fake_quant(const Variable& x) {
   LOWBIT_CHECK(!per_head() || (x.ndim() == 4 && x.size(1) == config_.shift[0]), shape, label(),
                "x must be [B, ", config_.shift[0], " heads, tokens, C] (got x=", x.str(), ")");
-  const Variable v = rows(shifted(x, before_));
-  prepare(v.data());
+  const bool inside = shifts_inside();
+  const Variable v = inside ? x : rows(shifted(x, before_));
+  prepare(inside && !initialised() ? shifted(x, before_).data() : v.data());
   Variable y = quantized(v);
   if (per_head()) y = reshape(y, {x.size(0), x.size(1), x.size(2), x.size(3)});
   return shifted(y, after_);

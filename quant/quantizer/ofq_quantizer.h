@@ -45,6 +45,8 @@ class OfqQuantizer final : public Quantizer {
   bool per_head() const { return config_.shift.ndim() == 2 && !config_.image; }
   Variable rows(const Variable& v) const;  ///< heads and tokens in one dimension where per_head()
   std::vector<int> scale_order() const;    ///< the scale of each of these rows; empty: as they come
+  bool signs() const;                      ///< one signed bit
+  bool shifts_inside() const;              ///< the quantizer itself adds `before`
   Levels levels() const;
   LsqSettings settings() const;
   Variable floored_scale() const;

@@ -250,15 +250,33 @@ LOWBIT_INLINE void pick_int(const IntTile& t, Seq<R...>) {
   (t.a_row == 0 ? packed : in_place)[t.rows - 1](t);
 }
 
+/// The expression of exact8(), eight columns at a time.
+LOWBIT_INLINE void store_exact_rows(const IntTile& t, const int32_t* acc) {
+  const RowInfo& ri = *t.row;
+  const ColInfo& ci = *t.col;
+  for (int c = 0; c < t.cols; c += 8) {
+    const auto mask = __mmask8(lanes(t.cols - c));
+    const __m512d sum = _mm512_loadu_pd(ci.sum + c), u = _mm512_loadu_pd(ci.u + c),
+                  w = _mm512_loadu_pd(ci.w + c), e = _mm512_loadu_pd(ci.e + c),
+                  bias = _mm512_cvtps_pd(_mm256_loadu_ps(ci.bias + c));
+    auto* to = static_cast<float*>(t.c) + c;
+    for (int r = 0; r < t.rows; ++r, to += t.ldc) {
+      const __m256i from = _mm256_load_si256(reinterpret_cast<const __m256i*>(acc + r * kPanel + c));
+      const __m512d s =
+          _mm512_add_pd(_mm512_add_pd(_mm512_cvtepi32_pd(from), _mm512_set1_pd(ri.sum[r])), sum);
+      __m512d y = _mm512_fmadd_pd(s, _mm512_set1_pd(ri.a[r]), u);
+      y = _mm512_fmadd_pd(y, w, _mm512_set1_pd(ri.z[r]));
+      y = _mm512_fmadd_pd(e, _mm512_set1_pd(ri.q[r]), y);
+      _mm256_mask_storeu_ps(to, mask, _mm512_cvtpd_ps(_mm512_add_pd(y, bias)));
+    }
+  }
+}
+
 /// The epilogue of rows in memory; constants of columns stay in registers.
 template <int kV, IntOut kOut>
 LOWBIT_INLINE void store_int_rows(const IntTile& t, const int32_t* acc) {
   if constexpr (kOut == IntOut::f64) {
-    for (int r = 0; r < t.rows; ++r, acc += kPanel) {
-      __m512i s[kV];
-      for (int v = 0; v < kV; ++v) s[v] = _mm512_load_si512(acc + 16 * v);
-      store_exact<kV>(t, r, s);
-    }
+    store_exact_rows(t, acc);
   } else {
     const IntStore<kV, kOut> to(t);
     for (int r = 0; r < t.rows; ++r, acc += kPanel)
