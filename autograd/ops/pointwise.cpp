@@ -40,7 +40,7 @@ struct UnaryNode final : Node {
   bool replays() const override { return F::saves == Saves::input; }
   Tensor replay() const override {
     const Tensor x = value.get(op, 0);
-    Tensor y = Tensor::empty(x.shape(), x.dtype(), x.device());
+    Tensor y = x.storage().use_count() == 1 ? x : Tensor::empty(x.shape(), x.dtype(), x.device());
     (*forward)({f, y.mutable_view(), x.view()}, x.device());
     return y;
   }

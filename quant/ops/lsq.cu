@@ -8,7 +8,7 @@ namespace {
 
 constexpr int kThreads = 256;
 
-__device__ float value_at(const LsqCall& c, int64_t i) {
+LOWBIT_HD float value_at(const LsqCall& c, int64_t i) {
   const float x = lsq_data<float>(c.x)[i];
   const float* const before = lsq_data<float>(c.before);
   return before ? x + before[i % c.before.shape[0]] : x;
@@ -53,11 +53,11 @@ struct Element {
   const float* gy;
   float* dx;
   TieWeights<float> tie;
-  __device__ auto at(int64_t i, int64_t g) const {
+  LOWBIT_HD auto at(int64_t i, int64_t g) const {
     return lsq_bwd_element<M, Edges>(value_at(c, i), gy, dx, i, lsq_param<float>(c, g), tie);
   }
-  __device__ auto operator()(int64_t i) const { return at(i, 0); }                            // one group
-  __device__ auto operator()(int64_t o, int64_t g) const { return at(o * c.groups + g, g); }  // columns
+  LOWBIT_HD auto operator()(int64_t i) const { return at(i, 0); }                            // one group
+  LOWBIT_HD auto operator()(int64_t o, int64_t g) const { return at(o * c.groups + g, g); }  // columns
 };
 
 /// One run of elements that share a group.
