@@ -73,12 +73,13 @@ const bool products = register_op_cases(
          .inputs = {{.name = "q", .shape = {2, 5, 6}}, {.name = "k", .shape = {2, 4, 6}}},
          .fn = [](In v) { return attention_scores(v[0], v[1], 3, 0.7); },
          .parity = {Parity::Kind::gemm, 2},
-         .misuse = {{"heads",
-                     [] {
-                       attention_scores(zeros({2, 5, 6}), zeros({2, 5, 6}), 4, 1);
-                     },
-                     "attention_scores: q and k must be [B, N, C] with heads dividing C, or k [B, heads, N, C] "
-                     "(got q=[2, 5, 6] f32 cpu, k=[2, 5, 6] f32 cpu, heads=4)"}},
+         .misuse =
+             {{"heads",
+               [] {
+                 attention_scores(zeros({2, 5, 6}), zeros({2, 5, 6}), 4, 1);
+               },
+               "attention_scores: q and k must be [B, N, C] with heads dividing C, or k [B, heads, N, C] "
+               "(got q=[2, 5, 6] f32 cpu, k=[2, 5, 6] f32 cpu, heads=4)"}},
          .perf = {.inputs = {{.name = "q", .shape = {8, 197, 192}}, {.name = "k", .shape = {8, 197, 192}}},
                   .flops = 2.0 * 8 * 197 * 197 * 192}},
         {.name = "context",
