@@ -1,6 +1,7 @@
 #include "data/soft_label/label_store.h"
 
 #include <algorithm>
+#include <atomic>
 #include <filesystem>
 #include <map>
 #include <nlohmann/json.hpp>
@@ -60,18 +61,23 @@ class FolderStore final : public LabelStore {
  private:
   /// crops() and read() follow each other: the last file of a thread is kept.
   const CropLabels& whole(const std::string& key) const {
-    thread_local const FolderStore* owner = nullptr;
+    thread_local uint64_t owner = 0;  // not the address, which a later store may have again
     thread_local std::string last;
     thread_local CropLabels labels;
-    if (owner == this && last == key) return labels;
-    owner = nullptr;
+    if (owner == number_ && last == key) return labels;
+    owner = 0;
     const auto file = files_.find(key);
     LOWBIT_CHECK(file != files_.end(), io, kOp, "no soft labels for ", key);
     labels = read_label_file(file->second);
     check_same_form(labels, type_, ids_, file->second);
-    owner = this, last = key;
+    owner = number_, last = key;
     return labels;
   }
+  static uint64_t next_number() {
+    static std::atomic<uint64_t> last{0};
+    return ++last;
+  }
+  const uint64_t number_ = next_number();
   std::unordered_map<std::string, std::string> files_;
   SoftLabelType type_ = SoftLabelType::hard;
   int64_t ids_ = 0;
