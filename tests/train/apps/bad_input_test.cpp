@@ -7,6 +7,7 @@
 
 #include "tensor/core/backend.h"
 #include "tensor/io/safetensors.h"
+#include "tests/data/fixtures.h"
 #include "tests/train/apps/process.h"
 #include "train/checkpoint/state.h"
 
@@ -15,18 +16,9 @@ namespace {
 
 namespace fs = std::filesystem;
 
-/// A 24-bit BMP of 16 × 16 pixels of one colour.
 void write_image(const std::string& path, unsigned char shade) {
-  std::string b(54 + 16 * 16 * 3, char(shade));
-  const auto u32 = [&](size_t at, uint32_t v) {
-    for (int i = 0; i < 4; ++i) b[at + size_t(i)] = char(v >> (8 * i));
-  };
-  b.replace(0, 54, std::string(54, '\0'));
-  b[0] = 'B', b[1] = 'M';
-  u32(2, uint32_t(b.size())), u32(10, 54), u32(14, 40), u32(18, 16), u32(22, 16), u32(34, 16 * 16 * 3);
-  b[26] = 1, b[28] = 24;
   fs::create_directories(fs::path(path).parent_path());
-  write_file(path, b);
+  write_file(path, flat_bmp(16, 16, shade));
 }
 
 struct BadInputTest : testing::Test {

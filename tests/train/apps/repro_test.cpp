@@ -5,6 +5,7 @@
 #include <filesystem>
 #include <nlohmann/json.hpp>
 
+#include "tests/data/fixtures.h"
 #include "tests/train/apps/process.h"
 
 namespace lowbit::test {
@@ -12,18 +13,9 @@ namespace {
 
 namespace fs = std::filesystem;
 
-/// A 24-bit BMP of 8 × 8 pixels of one colour.
 void write_image(const std::string& path, unsigned char shade) {
-  std::string b(54 + 8 * 8 * 3, char(shade));
-  const auto u32 = [&](size_t at, uint32_t v) {
-    for (int i = 0; i < 4; ++i) b[at + size_t(i)] = char(v >> (8 * i));
-  };
-  b.replace(0, 54, std::string(54, '\0'));
-  b[0] = 'B', b[1] = 'M';
-  u32(2, uint32_t(b.size())), u32(10, 54), u32(14, 40), u32(18, 8), u32(22, 8), u32(34, 8 * 8 * 3);
-  b[26] = 1, b[28] = 24;
   fs::create_directories(fs::path(path).parent_path());
-  write_file(path, b);
+  write_file(path, flat_bmp(8, 8, shade));
 }
 
 TEST(Repro, ListsAndRefuses) {
