@@ -179,6 +179,13 @@ Variable record(Coded y, std::shared_ptr<Node> node, std::span<const Variable> i
   attach(*v.meta(), std::move(node), inputs);
   return v;
 }
+Variable record(std::shared_ptr<const Deferred> y, const Shape& shape, Device device,
+                std::shared_ptr<Node> node, std::initializer_list<Variable> inputs) {
+  Variable v(std::move(y), shape, device);
+  attach(*v.meta(), std::move(node), std::span<const Variable>(inputs.begin(), inputs.size()));
+  return v;
+}
+bool may_defer() { return !context().check_finite; }
 Variable record(Tensor y, std::shared_ptr<Node> node, std::initializer_list<Variable> inputs) {
   return record(std::move(y), std::move(node), std::span<const Variable>(inputs.begin(), inputs.size()));
 }

@@ -90,6 +90,11 @@ Variable record(Tensor y, std::shared_ptr<Node> node, std::initializer_list<Vari
 Variable record(Coded y, std::shared_ptr<Node> node, std::initializer_list<Variable> inputs);
 Variable record(Tensor y, std::shared_ptr<Node> node, std::span<const Variable> inputs);
 Variable record(Coded y, std::shared_ptr<Node> node, std::span<const Variable> inputs);
+/// The same with a value that nobody has asked for yet.
+Variable record(std::shared_ptr<const Deferred> y, const Shape& shape, Device device,
+                std::shared_ptr<Node> node, std::initializer_list<Variable> inputs);
+/// False where every value is looked at as soon as it is recorded.
+bool may_defer();
 
 /// Whether the value's producer can make it again (Node::replay).
 bool can_replay(const Variable& x);

@@ -44,13 +44,35 @@ Variable::Variable(Coded codes) : impl_(std::make_shared<Impl>()) {
   impl_->coded = std::move(codes);
 }
 
+Variable::Variable(std::shared_ptr<const Deferred> value, const Shape& shape, Device device)
+    : impl_(std::make_shared<Impl>()) {
+  impl_->meta = make_meta(shape, DType::f32, device, false);
+  impl_->deferred = std::move(value);
+}
+
+void Variable::Impl::make() {
+  if (!deferred) return;
+  if (deferred->coded())
+    coded = deferred->codes();
+  else
+    data = deferred->values();
+  deferred.reset();
+}
+
 const Tensor& Variable::data() const {
   LOWBIT_ASSERT(impl_);
+  impl_->make();
   if (!impl_->data.defined()) impl_->data = impl_->coded.dequantize();
   return impl_->data;
 }
 
-const Coded* Variable::coded() const { return impl_ && impl_->coded.defined() ? &impl_->coded : nullptr; }
+const Coded* Variable::coded() const {
+  if (!impl_) return nullptr;
+  if (impl_->deferred && impl_->deferred->coded()) impl_->make();
+  return impl_->coded.defined() ? &impl_->coded : nullptr;
+}
+
+const Deferred* Variable::deferred() const { return impl_ ? impl_->deferred.get() : nullptr; }
 
 void Variable::set_data(Tensor t) {
   LOWBIT_CHECK(t.shape() == shape() && t.dtype() == dtype(), shape, "set_data",
@@ -99,6 +121,7 @@ void Variable::set_grad_buffer(Tensor window) {
   m.grad = std::move(window), m.fixed_buffer = true, m.has_grad = false;
 }
 Variable Variable::detach() const {
+  impl_->make();
   Variable v;
   v.impl_ = std::make_shared<Impl>();
   v.impl_->data = impl_->data;

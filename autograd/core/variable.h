@@ -25,18 +25,32 @@ struct GradMeta {
   ~GradMeta();
 };
 
+/// A value that is made when somebody asks for it. An op that has one kernel for a whole chain looks at what
+/// was put off, by its type, and never asks (autograd/ops/deferred.h).
+class Deferred {
+ public:
+  virtual ~Deferred() = default;
+  virtual bool coded() const { return false; }
+  virtual Tensor values() const { return {}; }  ///< packed; where not coded()
+  virtual Coded codes() const { return {}; }    ///< where coded()
+};
+
 class Variable {
  public:
   Variable() = default;
   explicit Variable(Tensor data, bool requires_grad = false);
   /// A leaf holding codes; for inference and tests.
   explicit Variable(Coded codes);
+  /// An f32 value of this shape that nobody has asked for yet.
+  Variable(std::shared_ptr<const Deferred> value, const Shape& shape, Device device);
 
   bool defined() const { return impl_ != nullptr; }
   /// The value as floats. A coded variable is dequantized on first use and the result kept.
   const Tensor& data() const;
   /// The integer codes, or null for an ordinary variable.
   const Coded* coded() const;
+  /// What makes the value, or null when it is there.
+  const Deferred* deferred() const;
   /// Replaces the value of a leaf (same shape); for loading and initialisation.
   void set_data(Tensor t);
   Tensor& mutable_data();  ///< in-place access to a leaf's value
@@ -70,6 +84,8 @@ class Variable {
 struct Variable::Impl {
   Tensor data;
   Coded coded;
+  std::shared_ptr<const Deferred> deferred;  ///< until data or coded is there
+  void make();
   std::shared_ptr<GradMeta> meta;
 };
 

@@ -1,5 +1,6 @@
 #include "autograd/ops/linear.h"
 
+#include "autograd/ops/deferred.h"
 #include "autograd/ops/operand.h"
 #include "autograd/ops/reduce.h"
 #include "tensor/engine/accumulate.h"
@@ -166,6 +167,15 @@ Tensor context_forward(const Operand& p, const Operand& v, int64_t heads) {
   return y;
 }
 
+/// The same in the kernel that makes p; undefined where there is none. Codes of p are kept where asked for.
+Tensor deferred_context(const Variable& p, const Operand& v, int64_t heads, Coded* keep) {
+  const auto* const later = dynamic_cast<const DeferredProbs*>(p.deferred());
+  if (!later || !v.coded()) return {};
+  Tensor y = Tensor::empty({p.size(0), p.size(2), heads * v.values().size(3)}, DType::f32, p.device());
+  Tensor window = by_heads(y, heads);
+  return later->context(window, v, keep) ? y : Tensor{};
+}
+
 struct ContextNode final : Node {
   SavedOperand p, v;  // [B, H, N, M], [B, H, M, D]
   int64_t heads = 1;
@@ -193,6 +203,8 @@ struct ContextNode final : Node {
 };
 
 }  // namespace
+
+Tensor DeferredScores::values() const { return scores_forward({{}, q}, {{}, k}, factor); }
 
 Variable linear(const Variable& x, const Variable& w, const Variable& b) {
   LOWBIT_CHECK(x.ndim() >= 1 && w.ndim() == 2 && x.size(-1) == w.size(1), shape, "linear",
@@ -245,14 +257,18 @@ Variable attention_scores(const Variable& q, const Variable& k, int64_t heads, d
                ", k=", k.str(), ", heads=", heads, ")");
   const Operand qi = shared ? by_heads(q, 1) : by_heads(q, heads),
                 ki = shared ? operand(k) : by_heads(k, heads);
-  Tensor y = scores_forward(qi, ki, factor);
+  const bool integers = on_integers(qi.input(), ki.input());
   std::shared_ptr<ScoresNode> node;
   if (needs_grad({q, k})) {
     node = std::make_shared<ScoresNode>();
     node->q.set(qi), node->k.set(ki), node->heads = heads, node->factor = factor, node->shared = shared;
-    node->integers = on_integers(qi.input(), ki.input());
+    node->integers = integers;
   }
-  return record(std::move(y), std::move(node), {q, k});
+  if (!integers || !may_defer()) return record(scores_forward(qi, ki, factor), std::move(node), {q, k});
+  auto later = std::make_shared<DeferredScores>();
+  later->q = qi.codes, later->k = ki.codes, later->factor = factor;
+  const Shape shape{q.size(0), heads, q.size(1), k.size(-2)};
+  return record(std::move(later), shape, q.device(), std::move(node), {q, k});
 }
 
 Variable attention_context(const Variable& p, const Variable& v, int64_t heads) {
@@ -261,10 +277,13 @@ Variable attention_context(const Variable& p, const Variable& v, int64_t heads) 
                shape, "attention_context",
                "p must be [B, H, N, M] and v [B, M, C] with H dividing C (got p=", p.str(), ", v=", v.str(),
                ")");
-  const Operand pi = operand(p), vi = by_heads(v, heads);  // [B, H, M, D]
-  Tensor y = context_forward(pi, vi, heads);
+  const Operand vi = by_heads(v, heads);  // [B, H, M, D]
+  const bool keep = needs_grad({p, v});
+  Operand pi;
+  Tensor y = deferred_context(p, vi, heads, keep ? &pi.codes : nullptr);
+  if (!y.defined()) pi = operand(p), y = context_forward(pi, vi, heads);
   std::shared_ptr<ContextNode> node;
-  if (needs_grad({p, v})) {
+  if (keep) {
     node = std::make_shared<ContextNode>();
     node->p.set(pi), node->v.set(vi), node->heads = heads;
     node->integers = on_integers(pi.input(), vi.input().t());

@@ -2,6 +2,7 @@
 
 #include "autograd/core/node.h"
 #include "autograd/ops/check.h"
+#include "autograd/ops/deferred.h"
 #include "tensor/engine/row.h"
 
 namespace lowbit {
@@ -62,19 +63,30 @@ Variable softmax_like(const char* op, const Variable& v, const KernelSlot<Softma
                       const KernelSlot<SoftmaxBwdArgs>& bwd) {
   check_float(op, "x", v);
   LOWBIT_CHECK(v.ndim() > 0, shape, op, "x must have at least one dimension (got x=", v.str(), ")");
+  auto node = std::make_shared<SoftmaxNode>();
+  node->op = op, node->forward = &fwd, node->kernel = &bwd;
+  if (node->from_x = can_replay(v); node->from_x) node->x.set(v);
+  if (&fwd == &softmax_fwd && dynamic_cast<const DeferredScores*>(v.deferred())) {
+    auto later = std::make_shared<DeferredSoftmax>();
+    later->x = v;
+    return record(std::move(later), v.shape(), v.device(), std::move(node), {v});
+  }
   const Tensor x = v.data().packed();
   Tensor y = Tensor::empty(x.shape(), x.dtype(), x.device());
   forward_into(fwd, y, x);
-  auto node = std::make_shared<SoftmaxNode>();
-  node->op = op, node->forward = &fwd, node->kernel = &bwd;
-  if (node->from_x = can_replay(v); node->from_x)
-    node->x.set(v);
-  else
-    node->y.set(y);
+  if (!node->from_x) node->y.set(y);
   return record(std::move(y), std::move(node), {v});
 }
 
 }  // namespace
+
+Tensor DeferredSoftmax::values() const {
+  const Deferred* const later = x.deferred();
+  Tensor y = later ? later->values() : x.data();
+  Tensor to = later ? y : Tensor::empty(y.shape(), y.dtype(), y.device());
+  forward_into(softmax_fwd, to, y.packed());
+  return to;
+}
 
 KernelSlot<SoftmaxFwdArgs> softmax_fwd{"softmax.fwd", forward_cpu<SoftmaxFwdRow>};
 KernelSlot<SoftmaxBwdArgs> softmax_bwd{"softmax.bwd", backward_cpu<SoftmaxBwdRow>};

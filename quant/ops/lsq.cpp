@@ -2,9 +2,10 @@
 
 #include <cmath>
 
-#include "autograd/core/node.h"
 #include "autograd/ops/check.h"
 #include "autograd/ops/reduce.h"
+#include "quant/ops/attention_probs.h"
+#include "quant/ops/lsq_params.h"
 #include "quant/ops/mean_abs.h"
 #include "tensor/core/context.h"
 
@@ -83,28 +84,24 @@ void check_scale(const Tensor& a, const char* what, bool positive, std::string_v
     check_scale_typed<float>(a, what, positive, name);
 }
 
+View view_of(Tensor& t) { return t.defined() ? t.mutable_view() : View{}; }
+View view_of(const Tensor& t) { return t.defined() ? t.view() : View{}; }
+
 struct FakeQuantNode final : Node {
   SavedValue x;
-  Tensor scale, offset, bounds, slots, grad_scale, before;  // private copies, written by nobody
-  LsqCall call{};
+  LsqParams params;
   const char* name() const override { return "fake_quant_lsq"; }
   void backward(const Tensor& gy, GradSink& gx) override;
   void release() override { x.release(); }
-  std::vector<Tensor> saved() const override { return {x.peek(), scale}; }
+  std::vector<Tensor> saved() const override { return {x.peek(), params.scale}; }
 };
 
 void FakeQuantNode::backward(const Tensor& gy, GradSink& gx) {
-  LsqCall c = call;
+  LsqCall c = params.call;
   const Tensor input = x.get(name(), 0);
   c.x = input.view();
-  const bool params = gx.wants(1) || gx.wants(2) || gx.wants(3), shift = before.defined() && gx.wants(4);
-  const auto zeros_for = [&](int input) {
-    if (!gx.wants(input)) return Tensor{};
-    Tensor t = gx.alloc(input);
-    t.fill(0);
-    return t;
-  };
-  const auto view_of = [](Tensor& t) { return t.defined() ? t.mutable_view() : View{}; };
+  const Tensor& before = params.before;
+  const bool shift = before.defined() && gx.wants(4);
   Tensor dx = gx.wants(0) || shift ? gradient_over(input, gx, 0) : Tensor{};
   Tensor partial = Tensor::empty({lsq_workspace(c)}, gy.dtype(), gy.device());
   Tensor sums = Tensor::empty({3, c.groups}, gy.dtype(), gy.device());
@@ -113,95 +110,114 @@ void FakeQuantNode::backward(const Tensor& gy, GradSink& gx) {
       gy.device());
   if (dx.defined()) gx.add(0, dx);
   if (shift) gx.add(4, reduce_to(dx, before.shape()));
-  if (!params) return;
-  Tensor d[] = {zeros_for(1), zeros_for(2), zeros_for(3)};
-  lsq_finish({sums.view(), c.scale, c.bounds, c.lo, c.hi, slots.view(),
-              grad_scale.defined() ? per_group(grad_scale, c.groups) : View{}, view_of(d[0]), view_of(d[1]),
-              view_of(d[2])},
-             gy.device());
-  for (int i = 0; i < 3; ++i)
-    if (d[i].defined()) gx.add(i + 1, d[i]);
+  lsq_parameter_gradients(params, sums, gx);
 }
 
-/// The parameters a call needs, made once and shared by forward and backward.
-std::shared_ptr<FakeQuantNode> prepare(const Tensor& x, const Tensor& scale, const Tensor& offset,
-                                       const LsqSettings& s, const Tensor& before = {}) {
-  auto n = std::make_shared<FakeQuantNode>();
-  const GroupLayout l = group_layout(x.shape(), s.axis, s.groups, s.name);
-  const Device d = x.device();
-  n->slots = slot_tensor(s, scale.shape(), d);
-  n->bounds = bounds_tensor(s, x.dtype(), d);
-  n->grad_scale = s.grad_scale;
-  if (before.defined()) n->before = before.clone();
+void run_forward(const LsqParams& p, const Tensor& x, Tensor& y, int shift, const LsqSettings& s) {
+  LsqCall c = p.call;
+  c.x = x.view();
+  int64_t bad = 0;
+  lsq_fwd({c, y.mutable_view(), shift, &bad}, y.device());
+  check_finite_count(bad, y.numel(), s);
+}
+
+Variable quantized(const Variable& x, const Variable& scale, const Variable& offset, const Variable& nbits,
+                   const Variable& before, const LsqSettings& s) {
+  check_inputs(x, scale, offset, nbits, s);
+  if (!before.defined())
+    if (Variable codes = attention_probs(x, scale, offset, nbits, s); codes.defined()) return codes;
+  const Tensor input = x.data().packed();
+  const auto node = std::make_shared<FakeQuantNode>();
+  node->params =
+      lsq_params(x.shape(), x.dtype(), x.device(), scale.data(), offset.defined() ? offset.data() : Tensor{},
+                 s, before.defined() ? before.data() : Tensor{});
+  const bool keep = needs_grad({x, scale, offset, nbits, before});
+  if (keep) node->x.set(x);
+  if (!lsq_codable(x, offset.defined(), s)) {
+    Tensor y = Tensor::empty(input.shape(), input.dtype(), input.device());
+    run_forward(node->params, input, y, 0, s);
+    return record(std::move(y), keep ? node : nullptr, {x, scale, offset, nbits, before});
+  }
+  Coded c = lsq_codes(node->params, s);
+  c.codes = empty_codes(s, input.shape(), input.device());
+  run_forward(node->params, input, c.codes, int(c.shift), s);
+  return record(std::move(c), keep ? node : nullptr, {x, scale, offset, nbits, before});
+}
+
+}  // namespace
+
+LsqParams lsq_params(const Shape& x, DType dtype, Device d, const Tensor& scale, const Tensor& offset,
+                     const LsqSettings& s, const Tensor& before) {
+  LsqParams p;
+  const GroupLayout l = group_layout(x, s.axis, s.groups, s.name);
+  p.slots = slot_tensor(s, scale.shape(), d);
+  p.bounds = bounds_tensor(s, dtype, d);
+  p.grad_scale = s.grad_scale;
+  if (before.defined()) p.before = before.clone();
   const auto gather = [&](const Tensor& from, bool published) {
-    Tensor out = Tensor::empty({s.groups}, x.dtype(), d);
-    lsq_gather({from.view(), n->slots.view(), published ? per_group(s.grad_scale, s.groups) : View{},
+    Tensor out = Tensor::empty({s.groups}, dtype, d);
+    lsq_gather({from.view(), p.slots.view(), published ? per_group(s.grad_scale, s.groups) : View{},
                 out.mutable_view()},
                d);
     return out;
   };
-  n->scale = gather(scale, s.published_scale && s.grad_scale.defined());
-  check_scale(n->scale, "scale", true, s.name);
+  p.scale = gather(scale, s.published_scale && s.grad_scale.defined());
+  check_scale(p.scale, "scale", true, s.name);
   if (offset.defined()) {
-    n->offset = gather(offset, false);
-    check_scale(n->offset, "offset", false, s.name);
+    p.offset = gather(offset, false);
+    check_scale(p.offset, "offset", false, s.name);
   }
   const Levels h = hull(s.levels);
-  n->call = {x.view(),
-             n->scale.view(),
-             n->offset.defined() ? n->offset.view() : View{},
-             n->bounds.defined() ? n->bounds.view() : View{},
-             n->before.defined() ? n->before.view() : View{},
-             double(h.lo),
-             double(h.hi),
-             l.outer,
-             l.groups,
-             l.inner,
-             s.mask,
-             s.ties};
-  return n;
+  const Tensor &offsets = p.offset, &bounds = p.bounds, &shifts = p.before;
+  p.call = {View{},       p.scale.view(), view_of(offsets), view_of(bounds), view_of(shifts), double(h.lo),
+            double(h.hi), l.outer,        l.groups,         l.inner,         s.mask,          s.ties};
+  return p;
 }
 
-void run_forward(const FakeQuantNode& n, Tensor& y, int shift, const LsqSettings& s) {
-  int64_t bad = 0;
-  lsq_fwd({n.call, y.mutable_view(), shift, &bad}, y.device());
-  LOWBIT_CHECK(bad == 0, numeric, s.name, "x must be finite (got ", bad, " non-finite of ", y.numel(),
-               " values)");
-}
-
-/// Whether the result can be handed on as integer codes.
-bool codable(const Tensor& x, bool has_offset, const Levels& h, const LsqSettings& s) {
+bool lsq_codable(const Variable& x, bool has_offset, const LsqSettings& s) {
+  const Levels h = hull(s.levels);
   if (s.codes == CodeType::floats || x.dtype() != DType::f32 || !context().integer_products) return false;
   if (!per_index(x.shape(), s)) return false;
   if (has_offset && s.groups > 1 && s.axis != -1) return false;
   return s.codes == CodeType::u8 ? h.hi - h.lo <= 255 : h.lo >= -128 && h.hi <= 127;
 }
 
-Variable quantized(const Variable& x, const Variable& scale, const Variable& offset, const Variable& nbits,
-                   const Variable& before, const LsqSettings& s) {
-  check_inputs(x, scale, offset, nbits, s);
-  const Tensor input = x.data().packed();
-  const auto node = prepare(input, scale.data(), offset.defined() ? offset.data() : Tensor{}, s,
-                            before.defined() ? before.data() : Tensor{});
-  const bool keep = needs_grad({x, scale, offset, nbits, before});
-  if (keep) node->x.set(x);
+Coded lsq_codes(const LsqParams& p, const LsqSettings& s) {
   const Levels h = hull(s.levels);
-  if (!codable(input, offset.defined(), h, s)) {
-    Tensor y = Tensor::empty(input.shape(), input.dtype(), input.device());
-    run_forward(*node, y, 0, s);
-    return record(std::move(y), keep ? node : nullptr, {x, scale, offset, nbits, before});
-  }
-  Coded c;
   const int shift = s.codes == CodeType::u8 ? h.lo : 0;
-  c.codes = Tensor::empty(input.shape(), s.codes == CodeType::u8 ? DType::u8 : DType::i8, input.device());
-  c.scale = node->scale, c.offset = node->offset;
+  Coded c;
+  c.scale = p.scale, c.offset = p.offset;
   c.shift = shift, c.lo = h.lo - shift, c.hi = h.hi - shift;
   c.scale_axis = s.groups > 1 ? s.axis : Coded::kPerTensor;
-  run_forward(*node, c.codes, shift, s);
-  return record(std::move(c), keep ? node : nullptr, {x, scale, offset, nbits, before});
+  return c;
 }
 
-}  // namespace
+Tensor empty_codes(const LsqSettings& s, const Shape& shape, Device device) {
+  return Tensor::empty(shape, s.codes == CodeType::u8 ? DType::u8 : DType::i8, device);
+}
+
+void lsq_parameter_gradients(const LsqParams& p, const Tensor& sums, GradSink& gx) {
+  if (!gx.wants(1) && !gx.wants(2) && !gx.wants(3)) return;
+  const auto zeros_for = [&](int input) {
+    if (!gx.wants(input)) return Tensor{};
+    Tensor t = gx.alloc(input);
+    t.fill(0);
+    return t;
+  };
+  Tensor d[] = {zeros_for(1), zeros_for(2), zeros_for(3)};
+  const LsqCall& c = p.call;
+  lsq_finish({sums.view(), c.scale, c.bounds, c.lo, c.hi, p.slots.view(),
+              p.grad_scale.defined() ? per_group(p.grad_scale, c.groups) : View{}, view_of(d[0]),
+              view_of(d[1]), view_of(d[2])},
+             sums.device());
+  for (int i = 0; i < 3; ++i)
+    if (d[i].defined()) gx.add(i + 1, d[i]);
+}
+
+void check_finite_count(int64_t bad, int64_t count, const LsqSettings& s) {
+  LOWBIT_CHECK(bad == 0, numeric, s.name, "x must be finite (got ", bad, " non-finite of ", count,
+               " values)");
+}
 
 Variable fake_quant_lsq(const Variable& x, const Variable& scale, const Variable& offset,
                         const Variable& nbits, const LsqSettings& s) {
@@ -225,8 +241,9 @@ double clipped_share(const Tensor& x, const Tensor& scale, const Tensor& offset,
   if (x.numel() == 0) return 0;
   // With G = 1 the edge sums count the clipped elements.
   const Tensor input = x.packed();
-  const auto n = prepare(input, scale, offset, s);
-  LsqCall c = n->call;
+  const LsqParams p = lsq_params(x.shape(), x.dtype(), x.device(), scale, offset, s);
+  LsqCall c = p.call;
+  c.x = input.view();
   c.mask = MaskRule::clip_then_round, c.ties = TiePolicy::inclusive;
   const Tensor ones = Tensor::full(x.shape(), 1, x.dtype(), x.device());
   Tensor partial = Tensor::empty({lsq_workspace(c)}, x.dtype(), x.device());

@@ -131,8 +131,8 @@ LsqSettings LsqQuantizer::settings() const {
   return s;
 }
 
-std::vector<float> LsqQuantizer::gradient_factors(const Tensor& v) const {
-  const float l1 = config_.gradient_scale == GradientScale::l1 ? sum_abs(v) / float(spec().groups) : 0;
+std::vector<float> LsqQuantizer::gradient_factors(const Variable& v) const {
+  const float l1 = config_.gradient_scale == GradientScale::l1 ? sum_abs(v.data()) / float(spec().groups) : 0;
   std::vector<float> factors;
   for (int n : group_bits()) {
     const int qp = Levels::of(n, spec().is_signed).hi;
@@ -150,7 +150,7 @@ std::vector<float> LsqQuantizer::gradient_factors(const Tensor& v) const {
 
 Quantizer::TrainedScale LsqQuantizer::trained_scale(const Tensor& x) const {
   if (!alpha_.requires_grad()) return {};
-  TrainedScale s{alpha_, {}, gradient_factors(x)};
+  TrainedScale s{alpha_, {}, gradient_factors(Variable(x))};
   for (const int n : group_bits()) s.index.push_back(n - kMinBits);
   return s;
 }
@@ -164,7 +164,7 @@ Variable LsqQuantizer::fake_quant(const Variable& x) {
   const Variable offset = beta_ ? *beta_ : Variable{}, bits = config_.learn_bits ? nbits_ : Variable{};
   LsqSettings s = settings();
   if (config_.published_scale || needs_grad({alpha_})) {
-    const std::vector<float> g = gradient_factors(x.data());
+    const std::vector<float> g = gradient_factors(x);
     s.grad_scale = Tensor::from(std::span<const float>(g), {int64_t(g.size())}, x.device());
   }
   return fake_quant_lsq(x, alpha_, offset, bits, s);

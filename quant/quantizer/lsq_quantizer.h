@@ -65,7 +65,7 @@ class LsqQuantizer final : public Quantizer {
   const LsqConfig& config() const { return config_; }
   const Variable& alpha() const { return alpha_; }  ///< the scales of all bit-widths
   /// dα/d(sum): what the scale's gradient is multiplied by for this input, per group.
-  std::vector<float> gradient_factors(const Tensor& v) const;
+  std::vector<float> gradient_factors(const Variable& v) const;  ///< asks for the values where these matter
 
  protected:
   void on_state(QuantState from, QuantState to) override;

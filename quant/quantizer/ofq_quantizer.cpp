@@ -94,16 +94,17 @@ std::vector<int> OfqQuantizer::scale_order() const {
   return order;
 }
 
-void OfqQuantizer::prepare(const Tensor& v) {
+void OfqQuantizer::prepare(const Variable& v) {
   const int axis = spec().axis;
   LOWBIT_CHECK(axis == Coded::kPerTensor || (v.ndim() >= -axis && v.size(axis) == spec().groups), shape,
                label(), "x must have the ", spec().groups, " positions of the scales along dimension ", axis,
                " (got x=", v.str(), ")");
-  if (signed_ && signed_->item<float>() == 0 && extrema(v).lo[0] < kNegative) signed_->fill(1);
+  if (signed_ && signed_->item<float>() == 0 && extrema(v.data()).lo[0] < kNegative) signed_->fill(1);
   if (initialised()) return;
   const Levels l = levels();
   const bool four = l.lo == 0 && axis != Coded::kPerTensor && !signed_;
-  const Tensor mean = finite_mean_abs(v, group_layout(v.shape(), axis, spec().groups, label()), label());
+  const Tensor mean =
+      finite_mean_abs(v.data(), group_layout(v.shape(), axis, spec().groups, label()), label());
   const std::vector<float> found = mean.to_vector<float>();
   const std::vector<int> order = scale_order();
   std::vector<float> s(found.size());
@@ -113,13 +114,13 @@ void OfqQuantizer::prepare(const Tensor& v) {
   note("initialised from " + v.str());
 }
 
-double OfqQuantizer::gradient_factor(const Tensor& v) const {
+double OfqQuantizer::gradient_factor(const Variable& v) const {
   return 1 / std::sqrt(levels().hi * (double(v.numel()) / double(spec().groups)));
 }
 
 Variable OfqQuantizer::quantized(const Variable& v) const {
   LsqSettings s = settings();
-  s.grad_scale = Tensor::full({1}, gradient_factor(v.data()), v.dtype(), v.device());
+  s.grad_scale = Tensor::full({1}, gradient_factor(v), v.dtype(), v.device());
   s.codes = spec().is_weight ? CodeType::i8 : config_.image ? CodeType::floats : CodeType::u8;
   if (shifts_inside()) return fake_quant_lsq(v, *before_, floored_scale(), s);
   return fake_quant_lsq(signs() ? far_signs(v.data()) : v, floored_scale(), {}, {}, s);
@@ -133,7 +134,7 @@ bool OfqQuantizer::shifts_inside() const {
 
 Quantizer::TrainedScale OfqQuantizer::trained_scale(const Tensor& x) const {
   if (!s_.requires_grad()) return {};
-  TrainedScale s{s_, {}, std::vector<float>(size_t(s_.numel()), float(gradient_factor(x)))};
+  TrainedScale s{s_, {}, std::vector<float>(size_t(s_.numel()), float(gradient_factor(Variable(x))))};
   for (int64_t g = 0; g < s_.numel(); ++g) s.index.push_back(g);
   return s;
 }
@@ -143,7 +144,7 @@ Variable OfqQuantizer::fake_quant(const Variable& x) {
                "x must be [B, ", config_.shift[0], " heads, tokens, C] (got x=", x.str(), ")");
   const bool inside = shifts_inside();
   const Variable v = inside ? x : rows(shifted(x, before_));
-  prepare(inside && !initialised() ? shifted(x, before_).data() : v.data());
+  prepare(inside && !initialised() ? shifted(x, before_) : v);
   Variable y = quantized(v);
   if (per_head()) y = reshape(y, {x.size(0), x.size(1), x.size(2), x.size(3)});
   return shifted(y, after_);

@@ -51,9 +51,9 @@ class OfqQuantizer final : public Quantizer {
   LsqSettings settings() const;
   Variable floored_scale() const;
   Variable shifted(const Variable& x, const Variable* bias) const;
-  double gradient_factor(const Tensor& v) const;
+  double gradient_factor(const Variable& v) const;
   Variable quantized(const Variable& v) const;
-  void prepare(const Tensor& v);
+  void prepare(const Variable& v);
   OfqConfig config_;
   Variable& s_;
   Tensor* signed_ = nullptr;

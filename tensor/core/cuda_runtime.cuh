@@ -29,4 +29,32 @@ void launch(const char* op, void (*kernel)(Params...), dim3 grid, unsigned threa
   check(cudaLaunchKernelEx(&config, kernel, std::forward<Args>(args)...), op);
 }
 
+/// The same with shared memory whose size is known at the launch; in the kernel, dynamic_shared<T>().
+template <class... Params, class... Args>
+void launch_shared(const char* op, void (*kernel)(Params...), dim3 grid, unsigned threads, size_t bytes,
+                   Stream stream, Args&&... args) {
+  constexpr size_t kWithoutAsking = 48 << 10;
+  if (bytes > kWithoutAsking)
+    check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                               cudaFuncAttributeMaxDynamicSharedMemorySize, int(bytes)),
+          op);
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = dim3(threads);
+  config.dynamicSmemBytes = bytes;
+  config.stream = handle(stream);
+  check(cudaLaunchKernelEx(&config, kernel, std::forward<Args>(args)...), op);
+}
+
+/// The calling block's memory of launch_shared, aligned to 16 bytes.
+template <class T>
+__device__ T* dynamic_shared() {
+#if defined(__CUDACC__)
+  extern __shared__ __align__(16) unsigned char lowbit_dynamic_shared[];
+  return reinterpret_cast<T*>(lowbit_dynamic_shared);
+#else
+  return reinterpret_cast<T*>(cuda_emulation::dynamic_shared());
+#endif
+}
+
 }  // namespace lowbit::cuda

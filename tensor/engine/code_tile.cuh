@@ -74,6 +74,27 @@ struct CodeLines {
   }
 };
 
+/// Σ_k of a line's packed codes and Σ_k weight_k · (packed + shift), k in increasing order: the terms'
+/// inputs.
+struct LineSums {
+  int32_t plain = 0;
+  double weighted = 0;
+
+  template <bool Signed, class Words>
+  __device__ void add(const Words& words, int line, int64_t at, int64_t k, double shift, const float* weight,
+                      int64_t step) {
+    for (int w = 0; w < kStageWords; ++w) {
+      const uint32_t word = words[w][line];
+      plain = Signed ? dot4(0x01010101u, word, plain) : dot4(word, 0x01010101u, plain);
+      for (int i = 0; weight && i < 4 && at + 4 * w + i < k; ++i) {
+        const uint8_t byte = uint8_t(word >> (8 * i));
+        const double value = Signed ? double(int8_t(byte)) : double(byte);
+        weighted += double(weight[(at + 4 * w + i) * step]) * (value + shift);
+      }
+    }
+  }
+};
+
 /// The 16 x 32 results of a warp: `acc` of mma_16x8x32, side by side.
 struct WarpTile {
   int row, col, g, t;  ///< of the first result in the block's tile, and the lane's place

@@ -353,8 +353,8 @@ void set_quantize(CodedGemmArgs& g, const GemmInput& a, const Tensor& x) {
   codes.mutable_view();  // counts the write
 }
 
-void coded_product(Tensor& out, const GemmInput& a, const GemmInput& b, const void* packed,
-                   const Tensor& bias, double alpha, const Tensor& quantize) {
+CodedGemmArgs product_args(Tensor& out, const GemmInput& a, const GemmInput& b, const Tensor& bias,
+                           double alpha) {
   constexpr const char* op = "coded_gemm";
   LOWBIT_CHECK(a.coded() && b.coded(), dtype, op, "operands must be Coded (got ", a.str(), " and ", b.str(),
                ")");
@@ -365,13 +365,23 @@ void coded_product(Tensor& out, const GemmInput& a, const GemmInput& b, const vo
   LOWBIT_CHECK(g.a.offset_stride.row == 0, value, op, "an offset of a must not vary along M (got ", a.str(),
                ")");
   g.alpha = alpha;
+  check_bound(op, g);
+  return g;
+}
+
+void coded_product(Tensor& out, const GemmInput& a, const GemmInput& b, const void* packed,
+                   const Tensor& bias, double alpha, const Tensor& quantize) {
+  CodedGemmArgs g = product_args(out, a, b, bias, alpha);
   g.packed_b = packed;
   if (quantize.defined()) set_quantize(g, a, quantize);
-  check_bound(op, g);
   coded_gemm_kernel(g, out.device());
 }
 
 }  // namespace
+
+CodedGemmArgs coded_gemm_args(Tensor& out, const GemmInput& a, const GemmInput& b, double alpha) {
+  return product_args(out, a, b, {}, alpha);
+}
 
 bool coded_gemm_supported(const GemmInput& a, const GemmInput& b) {
   const auto along_k = [](const GemmInput& x) { return x.operand(kMaxBatchDims, true).scale_stride.k != 0; };

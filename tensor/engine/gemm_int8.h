@@ -58,6 +58,9 @@ void coded_gemm(Tensor& out, const GemmInput& a, const GemmInput& b, const Tenso
 void coded_gemm(Tensor& out, const GemmInput& a, const PackedCodes& b, const Tensor& bias = {},
                 double alpha = 1, const Tensor& quantize = {});
 
+/// The checked arguments of coded_gemm(out, a, b, {}, alpha), for kernels that contain the product.
+CodedGemmArgs coded_gemm_args(Tensor& out, const GemmInput& a, const GemmInput& b, double alpha = 1);
+
 /// False when a scale runs along K: such operands have no integer product.
 bool coded_gemm_supported(const GemmInput& a, const GemmInput& b);
 

@@ -15,27 +15,6 @@ using detail::ColTerms;
 using detail::IntOut;
 using detail::RowTerms;
 
-/// Σ_k of a line's packed codes and Σ_k weight_k · (packed + shift), k in increasing order: the terms'
-/// inputs.
-struct LineSums {
-  int32_t plain = 0;
-  double weighted = 0;
-
-  template <bool Signed>
-  __device__ void add(const cuda::WordStage& words, int line, int64_t at, int64_t k, double shift,
-                      const float* weight, int64_t step) {
-    for (int w = 0; w < cuda::kStageWords; ++w) {
-      const uint32_t word = words[w][line];
-      plain = Signed ? cuda::dot4(0x01010101u, word, plain) : cuda::dot4(word, 0x01010101u, plain);
-      for (int i = 0; weight && i < 4 && at + 4 * w + i < k; ++i) {
-        const uint8_t byte = uint8_t(word >> (8 * i));
-        const double value = Signed ? double(int8_t(byte)) : double(byte);
-        weighted += double(weight[(at + 4 * w + i) * step]) * (value + shift);
-      }
-    }
-  }
-};
-
 struct Aligned {
   bool a, b;  ///< cuda::word_aligned
 };
@@ -58,7 +37,7 @@ __global__ void __launch_bounds__(kProductThreads)
                      *const o = exact && g.a.offset_stride.k ? detail::batch_offsets(g.a, index) : nullptr;
   if (exact && thread == kProductThreads - 1) offsets = detail::offset_sums(g, index);
 
-  LineSums sums;
+  cuda::LineSums sums;
   cuda::WarpTile tile;
   uint32_t own_a[cuda::kOwnWords], own_b[cuda::kOwnWords];
   constexpr int kDepth = 4 * cuda::kStageWords;

@@ -44,6 +44,9 @@ const void* exchange(const void* mine, size_t bytes);
 inline constexpr size_t kSlot = 64;  ///< bytes between the slots of two lanes
 inline int lane() { return int(threadIdx.x % 32); }
 
+/// The memory of the running block whose size its launch gave.
+void* dynamic_shared();
+
 /// Runs or records body for every thread of every block.
 void launch(dim3 grid, dim3 block, size_t shared_bytes, void* stream, std::function<void()> body);
 }  // namespace cuda_emulation
@@ -104,6 +107,8 @@ struct cudaLaunchConfig_t {
   size_t dynamicSmemBytes = 0;
   cudaStream_t stream = nullptr;
 };
+enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
+cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute what, int value);
 cudaError_t cuda_emulation_check(const cudaLaunchConfig_t& c);
 
 template <class... Params, class... Args>

@@ -161,13 +161,18 @@ void run_block(unsigned threads) {
   }
 }
 
-void run(dim3 grid, dim3 block, const std::function<void()>& f) {
+/// Of the running block; bytes behind its end and in front of a block's first write are no zeros.
+constexpr size_t kMaxShared = size_t(99) << 10;
+alignas(128) unsigned char shared_memory[kMaxShared];
+
+void run(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& f) {
   Open open;
   blockDim = block, gridDim = grid, body = &f;
   for (unsigned z = 0; z < grid.z; ++z)
     for (unsigned y = 0; y < grid.y; ++y)
       for (unsigned x = 0; x < grid.x; ++x) {
         blockIdx = dim3(x, y, z);
+        if (shared_bytes) std::memset(shared_memory, 0xa5, kMaxShared);
         run_block(block.x * block.y * block.z);
       }
 }
@@ -186,16 +191,21 @@ const void* cuda_emulation::exchange(const void* mine, size_t bytes) {
   return e.slots[side];
 }
 
-void cuda_emulation::launch(dim3 grid, dim3 block, size_t, void*, std::function<void()> f) {
-  run(grid, block, f);
+void cuda_emulation::launch(dim3 grid, dim3 block, size_t shared_bytes, void*, std::function<void()> f) {
+  run(grid, block, shared_bytes, f);
 }
+
+void* cuda_emulation::dynamic_shared() { return shared_memory; }
 
 cudaError_t cuda_emulation_check(const cudaLaunchConfig_t& c) {
   const uint64_t threads = uint64_t(c.blockDim.x) * c.blockDim.y * c.blockDim.z;
   const bool grid = c.gridDim.x && c.gridDim.y && c.gridDim.z && c.gridDim.x < 0x80000000u &&
                     c.gridDim.y < 65536 && c.gridDim.z < 65536;
-  return remember(grid && threads && threads <= kMaxThreads ? cudaSuccess : cudaErrorInvalidConfiguration);
+  return remember(grid && threads && threads <= kMaxThreads && c.dynamicSmemBytes <= kMaxShared
+                      ? cudaSuccess
+                      : cudaErrorInvalidConfiguration);
 }
+cudaError_t cudaFuncSetAttribute(const void*, cudaFuncAttribute, int) { return cudaSuccess; }
 
 const char* cudaGetErrorString(cudaError_t e) {
   switch (e) {

@@ -1,0 +1,28 @@
+#pragma once
+// What ops that contain the quantizer of lsq.h share with it. Included by .cpp files of ops only.
+
+#include "autograd/core/node.h"
+#include "quant/ops/lsq.h"
+
+namespace lowbit {
+
+/// The parameters of a call: private copies, written by nobody, shared by forward and backward.
+struct LsqParams {
+  Tensor scale, offset, bounds, slots, grad_scale, before;
+  LsqCall call{};  ///< with views of them; x is set where the kernel is called
+};
+LsqParams lsq_params(const Shape& x, DType dtype, Device device, const Tensor& scale, const Tensor& offset,
+                     const LsqSettings& s, const Tensor& before = {});
+
+/// Whether the result can be handed on as integer codes, and these without the tensor of codes.
+bool lsq_codable(const Variable& x, bool has_offset, const LsqSettings& s);
+Coded lsq_codes(const LsqParams& p, const LsqSettings& s);
+Tensor empty_codes(const LsqSettings& s, const Shape& shape, Device device);
+
+/// Gradients of scale, offset and nbits, the inputs 1, 2 and 3, from the groups' sums.
+void lsq_parameter_gradients(const LsqParams& p, const Tensor& sums, GradSink& gx);
+
+/// "x must be finite"
+void check_finite_count(int64_t bad, int64_t count, const LsqSettings& s);
+
+}  // namespace lowbit
