@@ -26,6 +26,7 @@
 #include "tensor/core/allocator.h"
 #include "tensor/core/thread_pool.h"
 #include "train/apps/run_main.h"
+#include "train/config/backward.h"
 #include "train/optim/optimizer.h"
 #include "train/step/summary.h"
 
@@ -168,6 +169,7 @@ int run(const std::vector<std::string>& args) {
   }
   LOWBIT_CHECK(args.size() % 2 == 0 && batch > 0 && rounds > 0, usage, "method_bench",
                "options take positive values");
+  context().backward = fastest_backward({});  // what `lowbit train` takes
   std::vector<std::unique_ptr<Training>> all;
   for (const Method& m : kMethods)
     if (all.empty() || std::string(m.name).find(only) != std::string::npos)

@@ -29,6 +29,7 @@
 #include "tensor/core/thread_pool.h"
 #include "tensor/engine/isa.h"
 #include "train/apps/run_main.h"
+#include "train/config/backward.h"
 #include "train/optim/optimizer.h"
 
 namespace lowbit {
@@ -148,6 +149,7 @@ Work work_of(const std::vector<std::string>& a) {
 
 int serve(const std::vector<std::string>& args) {
   LOWBIT_CHECK(args.size() >= 2, usage, "pair_bench", "a piece of work must be named");
+  context().backward = fastest_backward({});  // what `lowbit train` takes
   const Work w = work_of(args);
   w.run(), w.run();
   std::printf("{\"ready\": \"lowbit\", \"isa\": \"%s\", \"threads\": %d}\n", isa_name(current_isa()),

@@ -11,6 +11,7 @@
 #include "quant/scheme/scheme.h"
 #include "tensor/core/thread_pool.h"
 #include "train/apps/run_main.h"
+#include "train/config/backward.h"
 #include "train/step/bench.h"
 #include "train/step/summary.h"
 
@@ -41,6 +42,7 @@ int run(const std::vector<std::string>& args) {
   }
   LOWBIT_CHECK(args.size() % 2 == 0 && batch > 0 && seconds > 0, usage, "step_bench",
                "options take positive values");
+  context().backward = fastest_backward({});  // what `lowbit train` takes
   std::string table;
   for (const Variant& v : {Variant{"float", nullptr, false},
                            {"W4A4 lsq", "lsq", false},

@@ -212,7 +212,7 @@ class DigitEngine {
                 packed_row(kernel_, g_.k),
                 reinterpret_cast<const uint32_t*>(b + (floats_in_a_ ? 0 : size_t(d) * panel_data_)),
                 panel_width(cols),
-                2 * max_code_ * (floats_in_a_ ? 255 : 128) <= 32767,
+                words_in_16_bits(max_code_, floats_in_a_ ? 255 : 128),
                 IntOut::s32,
                 0,
                 &no_row,
@@ -380,6 +380,8 @@ DigitKernel digit_kernel(Isa isa) {
   if (isa >= Isa::avx512)
     return {measure_line_avx512, measure_panel_avx512, split_line_avx512, split_panel_avx512,
             digit_sums_avx512};
+  if (isa == Isa::avx2)
+    return {measure_line_avx2, measure_panel_avx2, split_line_avx2, split_panel_avx2, digit_sums_avx2};
 #endif
   (void)isa;
   return {measure_line, measure_panel, split_line, split_panel, digit_sums};

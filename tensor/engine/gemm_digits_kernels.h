@@ -73,5 +73,10 @@ void measure_panel_avx512(const SplitPanelArgs&, SplitLines& out);
 void split_line_avx512(const SplitLineArgs&, SplitLines& out, int i);
 void split_panel_avx512(const SplitPanelArgs&, SplitLines& out);
 void digit_sums_avx512(const DigitSums&);
+void measure_line_avx2(const SplitLineArgs&, SplitLines& out, int i);
+void measure_panel_avx2(const SplitPanelArgs&, SplitLines& out);
+void split_line_avx2(const SplitLineArgs&, SplitLines& out, int i);
+void split_panel_avx2(const SplitPanelArgs&, SplitLines& out);
+void digit_sums_avx2(const DigitSums&);
 
 }  // namespace lowbit::detail

@@ -167,7 +167,7 @@ class CodedEngine {
                       in_place ? g_.a.stride.row : detail::packed_row(kernel_, g_.k),
                       reinterpret_cast<const uint32_t*>(b),
                       detail::panel_width(cols),
-                      2 * plan_.a.max_packed * plan_.b.max_packed <= 32767,
+                      detail::words_in_16_bits(plan_.a.max_packed, plan_.b.max_packed),
                       plan_.out,
                       plan_.factor / 2,  // 1, 2, 4 → 0, 1, 2
                       reinterpret_cast<const RowInfo*>(a + tile_bytes_),

@@ -69,7 +69,7 @@ struct IntTile {
   int64_t a_row;  // bytes between rows of A where it is read by rows; 0: words of four k
   const uint32_t* b;
   int64_t b_step;
-  bool narrow;  // 2·max(a)·max|b| ≤ 32767: pairs of products fit 16 bits
+  int words16;  // words of products whose sums fit 16 bits, pair by pair; words_in_16_bits()
   IntOut out;
   int shift;  // s32, f32: v = (acc << shift) + row.correction + col.correction, modulo 2^32
   const RowInfo* row;
@@ -80,6 +80,11 @@ struct IntTile {
   const WordRange* ranges = nullptr;  // of the words, beginning at multiples of 16; null: all of them
   int range_count = 0;
 };
+
+/// How many words of four products, two sums of pairs each, add up without leaving 16 bits; 0: not even one.
+static constexpr int words_in_16_bits(int max_a, int max_b) {
+  return max_a * max_b == 0 ? 32767 : 32767 / (2 * max_a * max_b);
+}
 
 /// f(begin, end) for every range of words that enters the product.
 template <class F>

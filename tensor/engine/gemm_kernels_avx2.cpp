@@ -1,4 +1,4 @@
-// AVX2 micro-kernels, tiles of 6 × 16 (a panel of 32 columns is two of them).
+// AVX2 micro-kernels: 6 × 16 floats, 3 × 16 integer sums (a panel of 32 columns is two of them).
 #if defined(__x86_64__)
 
 #include <immintrin.h>
@@ -13,6 +13,7 @@ namespace lowbit::detail {
 namespace {
 
 constexpr int kRows = 6, kCols = 16;
+constexpr int kAhead = 8;  // k steps between the prefetch of B and its use
 
 template <int... I>
 using Seq = std::integer_sequence<int, I...>;
@@ -21,6 +22,14 @@ using Seq = std::integer_sequence<int, I...>;
 
 LOWBIT_INLINE __m256i lanes(int n) {
   return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+
+/// The first n of eight lanes. Masked stores are slow on some processors.
+LOWBIT_INLINE void store_lanes(float* to, int n, __m256 x) {
+  if (n >= 8)
+    _mm256_storeu_ps(to, x);
+  else
+    _mm256_maskstore_ps(to, lanes(n), x);
 }
 
 LOWBIT_INLINE void store_f32(const Tile<float>& t, int r, int c0, __m256 s) {
@@ -32,7 +41,7 @@ LOWBIT_INLINE void store_f32(const Tile<float>& t, int r, int c0, __m256 s) {
   if (t.beta != 0)
     y = _mm256_fmadd_ps(alpha, s, _mm256_mul_ps(_mm256_set1_ps(t.beta), _mm256_maskload_ps(c, m)));
   if (t.bias) y = _mm256_add_ps(y, _mm256_maskload_ps(t.bias + c0, m));
-  _mm256_maskstore_ps(c, m, y);
+  store_lanes(c, t.cols - c0, y);
 }
 
 template <int... R>
@@ -41,8 +50,10 @@ LOWBIT_INLINE void tile_f32(const Tile<float>& t, int c0, Seq<R...>) {
   __m256 s0[rows], s1[rows];
   ((s0[R] = s1[R] = _mm256_setzero_ps()), ...);
   const float *a = t.a, *b = t.b + c0;
+  (_mm_prefetch(reinterpret_cast<const char*>(t.c + R * t.ldc + c0), _MM_HINT_T0), ...);
   for (int64_t k = t.k; k > 0; --k, a += rows, b += t.b_step) {
     const __m256 b0 = _mm256_loadu_ps(b), b1 = _mm256_loadu_ps(b + 8);
+    _mm_prefetch(reinterpret_cast<const char*>(b + kAhead * t.b_step), _MM_HINT_T0);
     const auto step = [&](int r, __m256& x, __m256& y) __attribute__((always_inline)) {
       const __m256 v = _mm256_broadcast_ss(a + r);
       x = _mm256_fmadd_ps(v, b0, x);
@@ -54,60 +65,120 @@ LOWBIT_INLINE void tile_f32(const Tile<float>& t, int c0, Seq<R...>) {
   (store_f32(t, R, c0 + 8, s1[R]), ...);
 }
 
-/// vpmaddubsw saturates at 16 bits: only for `narrow` operands. Otherwise even and odd bytes are widened.
-template <bool kNarrow, int... R>
-LOWBIT_INLINE void tile_int(const IntTile& t, int c0, Seq<R...>) {
+LOWBIT_INLINE __m256i load(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
+
+/// Eight results of row r from column c on: the epilogue of int_epilogue().
+LOWBIT_INLINE __m256 exact(const IntTile& t, int r, int c, __m256i acc) {
+  const RowInfo& ri = *t.row;
+  const ColInfo& ci = *t.col;
+  const auto half = [&](int i, __m128i x) __attribute__((always_inline)) {
+    const __m256d s = _mm256_add_pd(_mm256_add_pd(_mm256_cvtepi32_pd(x), _mm256_set1_pd(ri.sum[r])),
+                                    _mm256_loadu_pd(ci.sum + i));
+    __m256d y = _mm256_fmadd_pd(s, _mm256_set1_pd(ri.a[r]), _mm256_loadu_pd(ci.u + i));
+    y = _mm256_fmadd_pd(y, _mm256_loadu_pd(ci.w + i), _mm256_set1_pd(ri.z[r]));
+    y = _mm256_fmadd_pd(_mm256_loadu_pd(ci.e + i), _mm256_set1_pd(ri.q[r]), y);
+    return _mm256_cvtpd_ps(_mm256_add_pd(y, _mm256_cvtps_pd(_mm_loadu_ps(ci.bias + i))));
+  };
+  return _mm256_set_m128(half(c + 4, _mm256_extracti128_si256(acc, 1)),
+                         half(c, _mm256_castsi256_si128(acc)));
+}
+
+/// What becomes of eight sums: the epilogue of int_epilogue(), or nothing.
+enum class Store : uint8_t { plain, s32, f32, f64 };
+
+template <Store kStore>
+LOWBIT_INLINE void store_int(const IntTile& t, int r, int c, __m256i s) {
+  float* const to = static_cast<float*>(t.c) + r * t.ldc + c;
+  if constexpr (kStore == Store::plain) return _mm256_storeu_ps(to, _mm256_castsi256_ps(s));
+  if (c >= t.cols) return;
+  if constexpr (kStore == Store::f64) return store_lanes(to, t.cols - c, exact(t, r, c, s));
+  const __m256i x = _mm256_add_epi32(_mm256_add_epi32(_mm256_sll_epi32(s, _mm_cvtsi32_si128(t.shift)),
+                                                      _mm256_set1_epi32(t.row->correction[r])),
+                                     load(t.col->correction + c));
+  if constexpr (kStore == Store::s32) return store_lanes(to, t.cols - c, _mm256_castsi256_ps(x));
+  const __m256 factor = _mm256_mul_ps(_mm256_set1_ps(t.row->scale[r]), _mm256_loadu_ps(t.col->scale + c));
+  store_lanes(to, t.cols - c,
+              _mm256_fmadd_ps(_mm256_cvtepi32_ps(x), factor, _mm256_loadu_ps(t.col->bias + c)));
+}
+
+typedef float Unaligned __attribute__((aligned(1), may_alias));
+
+LOWBIT_INLINE __m256i broadcast(const char* p) {  // straight from memory, not through a general register
+  return _mm256_castps_si256(_mm256_broadcast_ss(reinterpret_cast<const Unaligned*>(p)));
+}
+
+/// Rows r0, … of a tile, 16 columns. vpmaddubsw adds two products in 16 bits; `words16` words of them are
+/// added there before they are widened, so that most steps are one multiplication and one addition. Operands
+/// too large for that (not narrow): even and odd bytes are widened first.
+template <bool kNarrow, Store kStore, int... R>
+LOWBIT_INLINE void tile_int(const IntTile& t, int r0, int c0, Seq<R...>) {
   constexpr int rows = sizeof...(R);
   __m256i s0[rows], s1[rows];
   ((s0[R] = s1[R] = _mm256_setzero_si256()), ...);
   const __m256i ones = _mm256_set1_epi16(1), low = _mm256_set1_epi16(0xff);
+  const int64_t row = t.a_row ? t.a_row : 4, next = t.a_row ? 4 : 4 * t.rows, b_step = t.b_step;
+  if constexpr (kStore != Store::plain)
+    (_mm_prefetch(static_cast<const char*>(t.c) + 4 * ((r0 + R) * t.ldc + c0), _MM_HINT_T0), ...);
   for_ranges(
       t, [&](int64_t begin, int64_t end) __attribute__((always_inline)) {
-        const auto* a = reinterpret_cast<const float*>(t.a) + begin * rows;
-        const uint32_t* b = t.b + c0 + begin * t.b_step;
-        for (int64_t k = end - begin; k > 0; --k, a += rows, b += t.b_step) {
-          const __m256i b0 = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(b));
-          const __m256i b1 = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(b + 8));
-          if constexpr (kNarrow) {
-            const auto step = [&](int r, __m256i& x, __m256i& y) __attribute__((always_inline)) {
-              const __m256i v = _mm256_castps_si256(_mm256_broadcast_ss(a + r));
-              x = _mm256_add_epi32(x, _mm256_madd_epi16(_mm256_maddubs_epi16(v, b0), ones));
-              y = _mm256_add_epi32(y, _mm256_madd_epi16(_mm256_maddubs_epi16(v, b1), ones));
-            };
-            (step(R, s0[R], s1[R]), ...);
-          } else {
-            const __m256i e0 = _mm256_srai_epi16(_mm256_slli_epi16(b0, 8), 8), o0 = _mm256_srai_epi16(b0, 8);
-            const __m256i e1 = _mm256_srai_epi16(_mm256_slli_epi16(b1, 8), 8), o1 = _mm256_srai_epi16(b1, 8);
-            const auto step = [&](int r, __m256i& x, __m256i& y) __attribute__((always_inline)) {
-              const __m256i v = _mm256_castps_si256(_mm256_broadcast_ss(a + r));
-              const __m256i ve = _mm256_and_si256(v, low), vo = _mm256_srli_epi16(v, 8);
-              x = _mm256_add_epi32(x, _mm256_add_epi32(_mm256_madd_epi16(ve, e0), _mm256_madd_epi16(vo, o0)));
-              y = _mm256_add_epi32(y, _mm256_add_epi32(_mm256_madd_epi16(ve, e1), _mm256_madd_epi16(vo, o1)));
-            };
-            (step(R, s0[R], s1[R]), ...);
-          }
+        const char* a = reinterpret_cast<const char*>(t.a) + r0 * row + begin * next;
+        const uint32_t* b = t.b + c0 + begin * b_step;
+        for (int64_t left = end - begin; left > 0;) {
+          const int64_t n = kNarrow ? std::min<int64_t>(left, t.words16) : left;
+          left -= n;
+          __m256i x0[rows], x1[rows];  // sums of 16 bits
+          ((x0[R] = x1[R] = _mm256_setzero_si256()), ...);
+          const char* const stop = a + n * next;
+          do {
+            const __m256i b0 = load(b), b1 = load(b + 8);
+            if constexpr (kNarrow) {
+              const auto step = [&](int r, __m256i& x, __m256i& y) __attribute__((always_inline)) {
+                const __m256i v = broadcast(a + r * row);
+                x = _mm256_add_epi16(x, _mm256_maddubs_epi16(v, b0));
+                y = _mm256_add_epi16(y, _mm256_maddubs_epi16(v, b1));
+              };
+              (step(R, x0[R], x1[R]), ...);
+            } else {
+              const __m256i e0 = _mm256_srai_epi16(_mm256_slli_epi16(b0, 8), 8);
+              const __m256i e1 = _mm256_srai_epi16(_mm256_slli_epi16(b1, 8), 8);
+              const __m256i o0 = _mm256_srai_epi16(b0, 8), o1 = _mm256_srai_epi16(b1, 8);
+              const auto step = [&](int r, __m256i& x, __m256i& y) __attribute__((always_inline)) {
+                const __m256i v = broadcast(a + r * row);
+                const __m256i ve = _mm256_and_si256(v, low), vo = _mm256_srli_epi16(v, 8);
+                x = _mm256_add_epi32(x,
+                                     _mm256_add_epi32(_mm256_madd_epi16(ve, e0), _mm256_madd_epi16(vo, o0)));
+                y = _mm256_add_epi32(y,
+                                     _mm256_add_epi32(_mm256_madd_epi16(ve, e1), _mm256_madd_epi16(vo, o1)));
+              };
+              (step(R, s0[R], s1[R]), ...);
+            }
+            a += next, b += b_step;
+            asm volatile("" : "+r"(a), "+r"(b));  // two pointers, not one for every row
+          } while (a != stop);
+          if constexpr (kNarrow)
+            ((s0[R] = _mm256_add_epi32(s0[R], _mm256_madd_epi16(x0[R], ones)),
+              s1[R] = _mm256_add_epi32(s1[R], _mm256_madd_epi16(x1[R], ones))),
+             ...);
         }
       });
-  alignas(32) int32_t acc[rows * kPanel];
-  (_mm256_store_si256(reinterpret_cast<__m256i*>(acc + R * kPanel), s0[R]), ...);
-  (_mm256_store_si256(reinterpret_cast<__m256i*>(acc + R * kPanel + 8), s1[R]), ...);
-  int_epilogue(t, 0, rows, c0, std::min(kCols, t.cols - c0), acc);
+  ((store_int<kStore>(t, r0 + R, c0, s0[R]), store_int<kStore>(t, r0 + R, c0 + 8, s1[R])), ...);
+}
+
+/// Three rows at a time: sums of 16 and of 32 bits both stay in registers.
+template <bool kNarrow, Store kStore>
+void run_int(const IntTile& t) {
+  for (int c0 = 0; c0 < t.cols; c0 += kCols) {
+    int r = 0;
+    for (; r + 3 <= t.rows; r += 3) tile_int<kNarrow, kStore>(t, r, c0, Seq<0, 1, 2>{});
+    if (t.rows - r == 2) tile_int<kNarrow, kStore>(t, r, c0, Seq<0, 1>{});
+    if (t.rows - r == 1) tile_int<kNarrow, kStore>(t, r, c0, Seq<0>{});
+  }
 }
 
 template <int kR>
 void run_f32(const Tile<float>& t) {
   for (int c0 = 0; c0 < t.cols; c0 += kCols) tile_f32(t, c0, std::make_integer_sequence<int, kR>{});
 }
-template <int kR>
-void run_int(const IntTile& t) {
-  for (int c0 = 0; c0 < t.cols; c0 += kCols) {
-    if (t.narrow)
-      tile_int<true>(t, c0, std::make_integer_sequence<int, kR>{});
-    else
-      tile_int<false>(t, c0, std::make_integer_sequence<int, kR>{});
-  }
-}
-
 }  // namespace
 
 void gemm_tile_f32_avx2(const Tile<float>& t) {
@@ -117,9 +188,12 @@ void gemm_tile_f32_avx2(const Tile<float>& t) {
 }
 
 void gemm_tile_int8_avx2(const IntTile& t) {
-  static constexpr void (*table[kRows])(const IntTile&) = {run_int<1>, run_int<2>, run_int<3>,
-                                                           run_int<4>, run_int<5>, run_int<6>};
-  table[t.rows - 1](t);
+  static constexpr void (*table[2][4])(const IntTile&) = {
+      {run_int<false, Store::plain>, run_int<false, Store::s32>, run_int<false, Store::f32>,
+       run_int<false, Store::f64>},
+      {run_int<true, Store::plain>, run_int<true, Store::s32>, run_int<true, Store::f32>,
+       run_int<true, Store::f64>}};
+  table[t.words16 > 0][t.plain ? 0 : 1 + int(t.out)](t);
 }
 
 }  // namespace lowbit::detail

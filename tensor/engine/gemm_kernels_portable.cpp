@@ -81,7 +81,7 @@ IntKernel gemm_kernel_int8(Isa isa) {
 #if defined(__x86_64__)
   if (isa == Isa::amx) return {32, true, true, gemm_tile_int8_amx, amx_begin, amx_end, amx_flush};
   if (isa == Isa::avx512) return {14, false, true, gemm_tile_int8_avx512};
-  if (isa == Isa::avx2) return {6, false, false, gemm_tile_int8_avx2};
+  if (isa == Isa::avx2) return {12, false, true, gemm_tile_int8_avx2};
 #endif
   (void)isa;
   return {8, false, false, tile_int8_portable};

@@ -7,7 +7,7 @@
 #include "tensor/core/context.h"
 #include "tensor/core/error.h"
 #include "tensor/core/thread_pool.h"
-#include "tensor/engine/isa.h"
+#include "train/config/backward.h"
 #include "train/config/build_info.h"
 #include "train/config/device.h"
 #include "train/config/help.h"
@@ -38,13 +38,6 @@ const VerbSpec& verb_of(const std::string& word) {
   return *v;
 }
 
-/// The default does not depend on the machine, because its bits must not; where it is slow we say so.
-void advise_backward(const Options& o) {
-  if (!o.given("backward") && o.integer("wbits") < 32 && current_isa() < Isa::avx512 &&
-      !run_device(o).is_cuda())
-    std::fprintf(stderr, "lowbit: no 512-bit integer products here: --backward f32 makes steps faster\n");
-}
-
 void apply_switches(const Options& o) {
   const auto has = [&](const char* name) { return find_option(name, o.verb().mask) != nullptr; };
   if (has("device") && !run_device(o).is_cuda() && o.text("device") == "auto")
@@ -53,12 +46,7 @@ void apply_switches(const Options& o) {
   Context& c = context();
   if (has("deterministic")) c.determinism = o.flag("deterministic") ? Determinism::strict : Determinism::fast;
   if (has("integer-products")) c.integer_products = o.flag("integer-products");
-  if (has("backward")) {
-    c.backward = o.text("backward") == "f32"      ? BackwardProducts::f32
-                 : o.text("backward") == "int8x2" ? BackwardProducts::int8x2
-                                                  : BackwardProducts::int8x3;
-    advise_backward(o);
-  }
+  if (has("backward")) c.backward = backward_products(o);
   if (has("check-finite")) c.check_finite = o.flag("check-finite");
 }
 

@@ -4,11 +4,13 @@
 #include <optional>
 
 #include "data/image/decode.h"
+#include "tensor/core/context.h"
 #include "tensor/io/atomic_file.h"
 #include "train/apps/experiment.h"
 #include "train/apps/ranks.h"
 #include "train/apps/run_main.h"
 #include "train/apps/verbs.h"
+#include "train/config/backward.h"
 #include "train/config/device.h"
 #include "train/metrics/sha256.h"
 #include "train/step/bench.h"
@@ -93,13 +95,22 @@ void write_identity(const Options& o, const std::vector<std::string>& command_li
   write_file_atomic(folder + "/args.json", o.args_json());
 }
 
+/// The run folder that --resume names; empty for a fresh run.
+std::string folder_to_resume(const Options& o) {
+  const std::string& from = o.text("resume");
+  if (from == "none" || (from == "auto" && o.text("run").empty())) return "";
+  const std::string folder =
+      from == "auto" ? (std::filesystem::path(o.text("output")) / o.text("run")).string() : from;
+  if (std::filesystem::is_regular_file(folder))  // one of its checkpoint files
+    return std::filesystem::absolute(folder).parent_path().string();
+  return folder;
+}
+
 /// What --resume names; nothing for a fresh run.
 std::optional<RunCheckpoints::Resume> find_checkpoint(const Options& o, std::string& folder) {
   const std::string& from = o.text("resume");
-  if (from == "none" || (from == "auto" && o.text("run").empty())) return std::nullopt;
-  folder = from == "auto" ? (std::filesystem::path(o.text("output")) / o.text("run")).string() : from;
-  if (std::filesystem::is_regular_file(folder))  // one of its checkpoint files
-    folder = std::filesystem::absolute(folder).parent_path().string();
+  folder = folder_to_resume(o);
+  if (folder.empty()) return std::nullopt;
   LOWBIT_CHECK(from == "auto" || std::filesystem::is_directory(folder), io, "resume", "'", folder,
                "' is no run folder; --resume takes auto, none or the folder of a run");
   auto found = RunCheckpoints(folder).load_last();
@@ -107,11 +118,31 @@ std::optional<RunCheckpoints::Resume> find_checkpoint(const Options& o, std::str
   return found;
 }
 
+/// The options that a run on disk began with.
+std::optional<Options> options_of_run(const VerbSpec& verb, const std::string& folder) {
+  const std::string file = folder + "/args.json";
+  if (!std::filesystem::exists(file)) return std::nullopt;
+  return parse_options(verb, {"--config", file});
+}
+
+/// Settings that auto leaves open: those of the run that goes on, else those that suit the machine of rank 0.
+Options with_settled_choices(const Options& o, Communicator& ranks) {
+  std::string kind;
+  if (ranks.lead()) {
+    const std::string folder = folder_to_resume(o);
+    const auto before = folder.empty() ? std::nullopt : options_of_run(o.verb(), folder);
+    kind = with_backward(before ? *before : o, "").text("backward");
+  }
+  Options settled = with_backward(o, lead_text(ranks, kind));
+  context().backward = backward_products(settled);
+  return settled;
+}
+
 /// Options that make the continued run another one than the run that is on disk.
 void warn_of_changes(const Options& now, const std::string& folder, Log& log) {
-  const std::string file = folder + "/args.json";
-  if (!std::filesystem::exists(file)) return;
-  const Options before = parse_options(now.verb(), {"--config", file});
+  const auto run = options_of_run(now.verb(), folder);
+  if (!run) return;
+  const Options before = with_backward(*run, now.text("backward"));
   std::string changes;
   for (const OptionSpec& s : option_table()) {
     const std::string_view name = s.name;
@@ -180,7 +211,7 @@ void check_ranks_agree(Communicator& ranks, const Trainer& trainer, const DataSe
 
 int train_as(const Options& asked, const std::vector<std::string>& command_line, Communicator& ranks,
              TrainOutcome& outcome) {
-  const Options given = with_divided_batch(asked, ranks.size());
+  const Options given = with_settled_choices(with_divided_batch(asked, ranks.size()), ranks);
   check_training_options(given);
   install_stop_signals();
   Log log(log_options(given, ranks));

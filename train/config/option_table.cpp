@@ -92,7 +92,7 @@ constexpr OptionSpec kOptions[] = {
     {"fixed-scale", quantization, flag, kTrain, "off", "", "do not train scales and offsets", {.source = "VVTQ", .rare = true}},
     {"calibration-images", quantization, integer, kRunVerbs, "128", "images", "images from which the first scales are taken where the weights have none: training images, for eval validation images", {.lo = 1, .hi = 1e6}},
     {"integer-products", quantization, flag, kRunVerbs | kBench | kLabels, "on", "", "products of quantized operands on integers; off: the float path, the oracle of the tests", {.rare = true}},
-    {"backward", quantization, text, kTrain | kBench, "int8x3", "KIND", "gradients of quantized products: f32, or the gradient cut into three (as exact as f32) or two bytes and products on integers; CPU only, elsewhere f32. Without AVX-512 VNNI or AMX f32 is faster", {.choices = "f32|int8x3|int8x2", .rare = true}},
+    {"backward", quantization, text, kTrain | kBench, "auto", "KIND", "gradients of quantized products: f32, or the gradient cut into three (as exact as f32) or two bytes and products on integers; auto: the fastest exact one here, f32 without AVX-512 VNNI, AMX or a GPU. A run keeps what it began with", {.choices = "auto|f32|int8x3|int8x2", .rare = true}},
     {"recompute", quantization, flag, kTrain | kBench, "off", "", "keep less for the backward and recompute it bit for bit: less memory, more time"},
     // ---- Optimisation
     {"epochs", optimisation, integer, kTrain, "100", "epochs", "passes over the training images", {.source = "timm", .aliases = "num-train-epochs", .lo = 0, .hi = 1e6}},

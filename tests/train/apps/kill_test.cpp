@@ -4,9 +4,12 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <filesystem>
+#include <nlohmann/json.hpp>
 #include <random>
 #include <set>
 
+#include "tensor/engine/isa.h"
 #include "tests/support/golden.h"
 #include "tests/train/apps/runs.h"
 
@@ -234,6 +237,26 @@ TEST_F(KillTest, ARunIsContinuedInAnotherFolder) {
     expect_equal_tensors(dir / "calm/last.safetensors", dir / (name + "/last.safetensors"));
     EXPECT_EQ(read_file(dir / (name + "/best.safetensors")).empty(), false);
   }
+}
+
+/// --backward auto is settled when a run begins; what suits another machine does not matter later.
+TEST_F(KillTest, ProductsChosenForTheMachineStayWithTheRun) {
+  const Words here = in(dir.path(), "run");
+  const auto stored = [&] {
+    return nlohmann::json::parse(read_file(dir / "run/args.json"))["options"]["backward"]["value"]
+        .get<std::string>();
+  };
+  ASSERT_EQ(lowbit_run(quantized() + Words{"--max-steps", "2"} + here).code, 0);
+  const std::string chosen = stored();
+  EXPECT_EQ(chosen, current_isa() >= Isa::avx512 ? "int8x3" : "f32");
+
+  const std::string other = chosen == "f32" ? "int8x3" : "f32";
+  std::filesystem::remove_all(dir / "run");
+  ASSERT_EQ(lowbit_run(quantized() + Words{"--max-steps", "2", "--backward", other} + here).code, 0);
+  const Outcome r = lowbit_run(quantized() + Words{"--max-steps", "4"} + here);
+  EXPECT_EQ(r.code, 0) << r.err;
+  EXPECT_EQ(stored(), other);
+  EXPECT_EQ(r.err.find("--backward"), std::string::npos) << r.err;
 }
 
 TEST_F(KillTest, ChangedOptionsAreNamed) {
