@@ -21,7 +21,6 @@ import time
 THREADS = int(os.environ.get("LOWBIT_THREADS", "1"))
 for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(name, str(THREADS))
-os.environ.setdefault("OPENBLAS_CORETYPE", "SkylakeX")
 
 import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
