@@ -137,7 +137,9 @@ __attribute__((target("avx2"))) double dot_peak_256() {
 #pragma GCC unroll 12
     for (int j = 0; j < 12; ++j) {
       __m256i product;
-      asm volatile("vpmaddubsw %2, %1, %0" : "=x"(product) : "x"(a), "x"(b));  // the intrinsic moves out of the loop
+      asm volatile("vpmaddubsw %2, %1, %0"
+                   : "=x"(product)
+                   : "x"(a), "x"(b));  // the intrinsic moves out of the loop
       s[j] = _mm256_add_epi16(s[j], product);
     }
   const double seconds = now(true) - t;
@@ -378,9 +380,9 @@ int main(int argc, char** argv) {
       bench.peak_int8 = std::max(bench.peak_int8, (wide ? dot_peak() : dot_peak_256()) * bench.threads);
     }
 #endif
-    std::printf("\n%d thread(s); peak of one core times threads: f32 %.0f GFLOP/s, int8 %.0f Gop/s (%s-bit)\n",
-                bench.threads, bench.peak_f32, bench.peak_int8,
-                isa_supported(Isa::avx512) ? "512" : "256");
+    std::printf(
+        "\n%d thread(s); peak of one core times threads: f32 %.0f GFLOP/s, int8 %.0f Gop/s (%s-bit)\n",
+        bench.threads, bench.peak_f32, bench.peak_int8, isa_supported(Isa::avx512) ? "512" : "256");
 
     for (const Case& c : cases())
       if (c.name.find(options["--filter"]) != std::string::npos) {

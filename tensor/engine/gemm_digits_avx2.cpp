@@ -43,8 +43,8 @@ LOWBIT_INLINE __m256 load_line(const SplitLineArgs& a, int64_t k) {
   const __m256 x = load_lanes(a.x + k, left);
   if constexpr (!kScaled) return x;
   if (a.scale_step == 1) return _mm256_mul_ps(x, load_lanes(a.scale + k, left));
-  const __m256i steps = _mm256_mullo_epi32(_mm256_set1_epi32(int(a.scale_step)),
-                                           _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+  const __m256i steps =
+      _mm256_mullo_epi32(_mm256_set1_epi32(int(a.scale_step)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
   return _mm256_mul_ps(x, _mm256_mask_i32gather_ps(_mm256_setzero_ps(), a.scale + k * a.scale_step, steps,
                                                    _mm256_castsi256_ps(lanes(left)), 4));
 }
@@ -81,8 +81,8 @@ LOWBIT_INLINE __m256i bytes_of(const __m256i (&u)[4], int d) {
   const auto one = [&](int i) __attribute__((always_inline)) {
     return _mm256_and_si256(_mm256_srl_epi32(u[i], by), low);
   };
-  const __m256i p = _mm256_packus_epi16(_mm256_packus_epi32(one(0), one(1)),
-                                        _mm256_packus_epi32(one(2), one(3)));
+  const __m256i p =
+      _mm256_packus_epi16(_mm256_packus_epi32(one(0), one(1)), _mm256_packus_epi32(one(2), one(3)));
   return _mm256_permutevar8x32_epi32(p, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
 }
 

@@ -14,8 +14,8 @@ BackwardProducts fastest_backward(Device device);
 /// What --backward names; auto: fastest_backward().
 BackwardProducts backward_products(const Options& o);
 
-/// The options with auto replaced by `kind`, or by its choice here where `kind` is empty. From then on it is a
-/// setting like any other, stored with the run, which has the same bits wherever it goes on.
+/// The options with auto replaced by `kind`, or by its choice here where `kind` is empty. From then on it is
+/// a setting like any other, stored with the run, which has the same bits wherever it goes on.
 Options with_backward(Options o, const std::string& kind);
 
 }  // namespace lowbit

@@ -159,8 +159,9 @@ std::string json_text(const nlohmann::json& v, const std::string& key, const cha
 }  // namespace
 
 const char* origin_name(OptionOrigin o) {
-  constexpr const char* names[] = {"default",     "chosen for this machine", "weight file", "config file",
-                                   "environment", "--set",                   "command line"};
+  constexpr const char* names[] = {
+      "default",     "chosen for this machine", "weight file", "config file", "environment", "--set",
+      "command line"};
   return names[size_t(o)];
 }
 

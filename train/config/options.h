@@ -12,7 +12,15 @@
 
 namespace lowbit {
 
-enum class OptionOrigin : uint8_t { fallback, machine, weight_file, config_file, environment, set, command_line };
+enum class OptionOrigin : uint8_t {
+  fallback,
+  machine,
+  weight_file,
+  config_file,
+  environment,
+  set,
+  command_line
+};
 const char* origin_name(OptionOrigin o);  ///< "default", "config file", …
 
 /// Getters take the canonical name; asking for an option that the verb does not have is an internal error.
