@@ -41,7 +41,7 @@ cuda: setup
 
 # Only the programs that hold tests of kernels.
 emulate: setup
-	$(call configure,cuda-emulation) && cmake --build build/cuda-emulation -j $(JOBS) --target test_tensor test_autograd test_quant test_train
+	$(call configure,cuda-emulation) && cmake --build build/cuda-emulation -j $(JOBS) --target test_tensor test_autograd test_quant test_data test_train
 	$(call ctest,cuda-emulation) -R Cuda $(CTEST_ARGS)
 
 bench: build

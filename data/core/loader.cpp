@@ -36,6 +36,8 @@ class BlockedSignals {
 struct Slot {
   std::vector<Tensor> fields;
   std::vector<View> views;
+  Tensor bytes;  ///< of its blob
+  std::unique_ptr<Blob> blob;
   int64_t remaining = 0;  ///< samples still to be read
   int64_t error_at = 0;   ///< position in the batch of the first sample that failed
   std::exception_ptr error;
@@ -50,6 +52,7 @@ struct Loader::Impl {
   std::shared_ptr<const Dataset> dataset;
   std::shared_ptr<const Sampler> sampler;
   LoaderOptions o;
+  Dataset::BlobSize blob;
   std::vector<Slot> slots;
   std::vector<std::thread> workers;
   Stats stats;
@@ -97,6 +100,10 @@ void Loader::Impl::allocate() {
       s.fields.push_back(Tensor::empty(shape, f.dtype));
       s.views.push_back(s.fields.back().mutable_view());
     }
+    if (blob.average > 0) {
+      s.blob = std::make_unique<Blob>();
+      s.bytes = Tensor::empty({o.batch * Blob::padded(std::max(blob.least, blob.average))}, DType::u8);
+    }
   }
 }
 
@@ -107,6 +114,7 @@ void Loader::Impl::recycle(int64_t b) {
   s.remaining = batch_size(b);
   s.error = nullptr;
   for (Tensor& t : s.fields) t.mutable_view();
+  if (s.blob) s.blob->reset(s.bytes.data<uint8_t>(), s.bytes.numel(), s.remaining, blob.least);
 }
 
 /// Takes the next task and carries it out; the lock is released meanwhile.
@@ -130,7 +138,11 @@ void Loader::Impl::run_task(std::unique_lock<std::mutex>& lock) {
       --v.ndim;
       out[f] = v;
     }
-    dataset->read(index, key, {out.data(), s.views.size()});
+    const std::span<const View> views{out.data(), s.views.size()};
+    if (s.blob)
+      dataset->read_with_bytes(index, key, views, *s.blob);
+    else
+      dataset->read(index, key, views);
   } catch (...) {
     error = std::current_exception();
   }
@@ -174,6 +186,7 @@ Loader::Loader(std::shared_ptr<const Dataset> dataset, std::shared_ptr<const Sam
   m.sampler = std::move(sampler);
   m.o = options;
   LOWBIT_CHECK(m.dataset->fields().size() <= 8, value, "loader", "a data set has at most 8 fields");
+  m.blob = m.dataset->blob_size();
   m.allocate();
   const BlockedSignals blocked;
   for (int i = 0; i < options.workers; ++i) m.workers.emplace_back([&m] { m.work(); });
@@ -243,6 +256,7 @@ std::optional<Loader::Batch> Loader::next() {
   }
   Batch batch{{}, m.mine[size_t(b)], m.batch_size(b)};
   for (const Tensor& t : s.fields) batch.fields.push_back(t.slice(0, 0, batch.size).to(m.o.device));
+  if (s.blob) m.dataset->finish(batch.fields, s.bytes.slice(0, 0, s.blob->used()).to(m.o.device));
   m.stats.wait_seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   ++m.stats.batches;
   m.stats.samples += batch.size;

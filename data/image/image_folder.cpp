@@ -1,5 +1,7 @@
 #include "data/image/image_folder.h"
 
+#include "data/image/crop_plans.h"
+
 #include <algorithm>
 #include <charconv>
 #include <filesystem>
@@ -211,11 +213,33 @@ ImageList read_image_list(const std::string& root, const std::string& list_file)
 
 std::vector<Dataset::Field> ImageDataset::fields() const {
   const int64_t size = transform_.options().size;
-  return {{"image", Shape{3, size, size}, form_ == Form::pixels ? DType::u8 : DType::f32},
-          {"label", Shape{}, DType::i64}};
+  const Field image = form_ == Form::decoded ? crop_plan_field(1)
+                                             : Field{"image", Shape{3, size, size},
+                                                     form_ == Form::pixels ? DType::u8 : DType::f32};
+  return {image, {"label", Shape{}, DType::i64}};
+}
+
+Dataset::BlobSize ImageDataset::blob_size() const {
+  return form_ == Form::decoded ? crop_blob_size(transform_.options().size, 1) : BlobSize{};
+}
+
+void ImageDataset::finish(std::vector<Tensor>& fields, const Tensor& bytes) const {
+  fields[0] =
+      finished_crops(fields[0], bytes, 1, transform_.options().size, transform_.options().normalization)
+          .select(1, 0);
 }
 
 void ImageDataset::read(int64_t index, const RngKey& key, std::span<const View> out) const {
+  LOWBIT_ASSERT(form_ != Form::decoded);
+  read_into(index, key, out, nullptr);
+}
+
+void ImageDataset::read_with_bytes(int64_t index, const RngKey& key, std::span<const View> out,
+                                   Blob& blob) const {
+  read_into(index, key, out, &blob);
+}
+
+void ImageDataset::read_into(int64_t index, const RngKey& key, std::span<const View> out, Blob* blob) const {
   struct Scratch {
     std::vector<uint8_t> bytes;
     Image decoded, pixels;
@@ -227,12 +251,19 @@ void ImageDataset::read(int64_t index, const RngKey& key, std::span<const View> 
   PhiloxDraws draws(key);
   const auto choose = [&](int height, int width) { return transform_.part(height, width, draws); };
   const ImageView part = decode_part(s.bytes, path, choose, s.decoded, decoder_);
+  *out[1].as<int64_t>() = list_.labels[size_t(index)];
+  if (blob) {
+    PhiloxDraws ahead = draws;
+    if (const auto window = transform_.window_of_part(part.height, part.width, ahead))
+      if (leave_pixels(part, *window, *blob, *out[0].as<CropPlan>())) return;
+  }
   transform_.pixels_of_part(part, draws, s.transform, s.pixels);
-  if (form_ == Form::pixels)
+  if (blob)
+    leave_finished({&s.pixels, 1}, *blob, {out[0].as<CropPlan>(), 1});
+  else if (form_ == Form::pixels)
     planes_chw(s.pixels, out[0].as<uint8_t>());
   else
     normalize_chw(s.pixels, transform_.options().normalization, out[0].as<float>());
-  *out[1].as<int64_t>() = list_.labels[size_t(index)];
 }
 
 }  // namespace lowbit

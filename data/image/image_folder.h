@@ -38,19 +38,26 @@ ImageList open_image_split(const std::string& root, const std::string& split);
 ImageList read_image_list(const std::string& root, const std::string& list_file);
 
 /// Fields: "image" f32 [3, size, size], normalised (u8 for `pixels`, which a BatchAugment finishes), and
-/// "label" i64 []. One decode for each sample.
+/// "label" i64 []. One decode for each sample. `decoded` leaves the decoded part in the batch's bytes where
+/// the rest of the transform is a ResizeWindow, and the pixels after it otherwise; the image is made by
+/// finish().
 class ImageDataset final : public Dataset {
  public:
-  enum class Form : uint8_t { normalized, pixels };
+  enum class Form : uint8_t { normalized, pixels, decoded };
   ImageDataset(ImageList list, const TransformOptions& transform, Decoder decoder = Decoder::auto_,
                Form form = Form::normalized)
       : list_(std::move(list)), transform_(transform), decoder_(decoder), form_(form) {}
   int64_t size() const override { return list_.size(); }
   std::vector<Field> fields() const override;
   void read(int64_t index, const RngKey& key, std::span<const View> out) const override;
+  BlobSize blob_size() const override;
+  void read_with_bytes(int64_t index, const RngKey& key, std::span<const View> out,
+                       Blob& blob) const override;
+  void finish(std::vector<Tensor>& fields, const Tensor& bytes) const override;
   const ImageList& list() const { return list_; }
 
  private:
+  void read_into(int64_t index, const RngKey& key, std::span<const View> out, Blob* blob) const;
   ImageList list_;
   ImageTransform transform_;
   Decoder decoder_;

@@ -15,27 +15,9 @@ namespace lowbit {
 
 namespace {
 
-constexpr int kPrecision = 22;  // 32 - 8 bits of a pixel - 2 bits for the overshoot of the cubic
-constexpr int32_t kHalf = 1 << (kPrecision - 1);
-
-double triangle(double x) {
-  x = std::abs(x);
-  return x < 1.0 ? 1.0 - x : 0.0;
-}
-
-double cubic(double x) {
-  constexpr double a = -0.5;
-  x = std::abs(x);
-  if (x < 1.0) return ((a + 2.0) * x - (a + 3.0)) * x * x + 1;
-  if (x < 2.0) return (((x - 5) * x + 8) * x - 4) * a;
-  return 0.0;
-}
-
 // Lanes of 32-bit integers; the compiler lowers them to whatever the machine has.
 typedef int32_t Lanes4 __attribute__((vector_size(16)));
 typedef uint8_t Bytes16 __attribute__((vector_size(16)));
-
-inline uint8_t to_pixel(int32_t sum) { return uint8_t(std::clamp(sum >> kPrecision, 0, 255)); }
 
 /// Four bytes, widened: R, G, B and one of the next pixel.
 inline Lanes4 load_four(const uint8_t* p) {
@@ -51,7 +33,7 @@ inline Lanes4 load_four(const uint8_t* p) {
 /// The sums of one pixel as bytes 0 … 2 of a word.
 inline uint32_t to_pixels(Lanes4 sum) {
   const Lanes4 zero{}, full = zero + 255;
-  Lanes4 v = sum >> kPrecision;
+  Lanes4 v = sum >> kWeightBits;
   v = v < zero ? zero : v;
   v = v > full ? full : v;
   const Bytes16 bytes = Bytes16(v);
@@ -71,7 +53,7 @@ void horizontal_rows(const uint8_t* const (&src)[R], const ResizeTaps& t, int wi
     const int32_t* w = t.weight.data() + int64_t(x) * t.taps;
     const int64_t first = int64_t(t.first[size_t(x)]) * 3;
     Lanes4 sum[R];
-    for (Lanes4& s : sum) s = Lanes4{} + kHalf;
+    for (Lanes4& s : sum) s = Lanes4{} + kWeightHalf;
     for (int k = 0, n = t.count[size_t(x)]; k < n; ++k) {
       for (int r = 0; r < R; ++r) sum[r] += load_four(src[r] + first + k * 3) * w[k];
     }
@@ -99,17 +81,17 @@ void vertical_row(const uint8_t* src, int64_t stride, const int32_t* w, int n, i
   int64_t i = 0;
   for (; i + kBlock <= bytes; i += kBlock) {
     int32_t sum[kBlock];
-    std::fill_n(sum, kBlock, kHalf);
+    std::fill_n(sum, kBlock, kWeightHalf);
     for (int k = 0; k < n; ++k) {
       const uint8_t* p = src + k * stride + i;
       for (int j = 0; j < kBlock; ++j) sum[j] += p[j] * w[k];
     }
-    for (int j = 0; j < kBlock; ++j) dst[i + j] = to_pixel(sum[j]);
+    for (int j = 0; j < kBlock; ++j) dst[i + j] = weighted_pixel(sum[j]);
   }
   for (; i < bytes; ++i) {
-    int32_t sum = kHalf;
+    int32_t sum = kWeightHalf;
     for (int k = 0; k < n; ++k) sum += src[k * stride + i] * w[k];
-    dst[i] = to_pixel(sum);
+    dst[i] = weighted_pixel(sum);
   }
 }
 
@@ -123,27 +105,19 @@ void vertical_pass(const ImageView& src, int first_row, const ResizeTaps& t, Ima
 }  // namespace
 
 void ResizeTaps::compute(int in, int out, int begin, int size, Filter filter) {
-  const double scale = double(in) / out, widen = std::max(scale, 1.0);
-  const double support = (filter == Filter::bilinear ? 1.0 : 2.0) * widen, per_input = 1.0 / widen;
-  taps = int(std::ceil(support)) * 2 + 1;
+  const ResizeAxis axis(in, out, filter);
+  taps = int(std::ceil(axis.support)) * 2 + 1;
   first.resize(size_t(size));
   count.resize(size_t(size));
   weight.resize(size_t(size) * size_t(taps));
   exact.resize(size_t(taps));
   for (int i = 0; i < size; ++i) {
-    const double centre = (begin + i + 0.5) * scale;
-    const int lo = std::max(int(centre - support + 0.5), 0), hi = std::min(int(centre + support + 0.5), in);
+    const double centre = axis.centre(begin + i);
+    const int lo = axis.first(centre), hi = axis.end(centre);
     double total = 0;
-    for (int x = lo; x < hi; ++x) {
-      const double t = (x - centre + 0.5) * per_input;
-      total += exact[size_t(x - lo)] = filter == Filter::bilinear ? triangle(t) : cubic(t);
-    }
-    for (int k = 0; k < hi - lo; ++k) {
-      double w = exact[size_t(k)];
-      if (total != 0.0) w /= total;
-      weight[size_t(i) * size_t(taps) + size_t(k)] =
-          int32_t(w < 0 ? -0.5 + w * (1 << kPrecision) : 0.5 + w * (1 << kPrecision));
-    }
+    for (int x = lo; x < hi; ++x) total += exact[size_t(x - lo)] = axis.exact(x, centre);
+    for (int k = 0; k < hi - lo; ++k)
+      weight[size_t(i) * size_t(taps) + size_t(k)] = ResizeAxis::rounded(exact[size_t(k)], total);
     first[size_t(i)] = lo;
     count[size_t(i)] = hi - lo;
   }

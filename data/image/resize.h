@@ -7,11 +7,9 @@
 #include <vector>
 
 #include "data/image/image.h"
+#include "data/image/resize_taps.h"
 
 namespace lowbit {
-
-/// Triangle, or cubic with a = -0.5; both widened by the scale when shrinking (antialiasing).
-enum class Filter : uint8_t { bilinear, bicubic };
 
 /// Taps of one axis. Output i (counted from the window's begin) reads `count[i]` inputs from `first[i]` on,
 /// with the integer weights weight[i·taps …] in units of 2^-22.
@@ -21,11 +19,7 @@ struct ResizeTaps {
   std::vector<int32_t> weight;
   std::vector<double> exact;  ///< weights of one output before rounding, reused
 
-  /// Outputs [begin, begin + size) of an axis resized from `in` to `out` elements.
-  ///   s = in/out, f = max(s, 1), S = f (bilinear) or 2f (bicubic), c = (i + ½)s
-  ///   inputs max(⌊c − S + ½⌋, 0) … min(⌊c + S + ½⌋, in) − 1, weight k((x − c + ½)/f), normalised in double,
-  ///   rounded half away from zero to 2^-22
-  /// Source  Pillow, src/libImaging/Resample.c (precompute_coeffs, normalize_coeffs_8bpc)
+  /// Outputs [begin, begin + size) of an axis resized from `in` to `out` elements (ResizeAxis).
   void compute(int in, int out, int begin, int size, Filter filter);
 };
 

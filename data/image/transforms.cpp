@@ -105,12 +105,30 @@ void ImageTransform::pixels(const ImageView& src, Draws& draws, Scratch& scratch
   pixels_of_part(src.crop(b.top, b.left, b.height, b.width), draws, scratch, out);
 }
 
+Filter ImageTransform::filter(Draws& draws) const {
+  using Interpolation = TransformOptions::Interpolation;
+  if (o_.interpolation == Interpolation::random)
+    return draws.chance(0.5) ? Filter::bilinear : Filter::bicubic;
+  return o_.interpolation == Interpolation::bilinear ? Filter::bilinear : Filter::bicubic;
+}
+
+std::optional<ResizeWindow> ImageTransform::window_of_part(int height, int width, Draws& draws) const {
+  using Geometry = TransformOptions::Geometry;
+  if (o_.geometry == Geometry::random_crop || o_.color_jitter > 0 || o_.rand_augment) return std::nullopt;
+  Box full{0, 0, o_.size, o_.size};
+  if (o_.geometry == Geometry::center_crop)
+    full = o_.resize > 0 ? resized_shorter_side(height, width, o_.resize) : Box{0, 0, height, width};
+  const int top = center_offset(full.height, o_.size), left = center_offset(full.width, o_.size);
+  if (top < 0 || left < 0 || !device_crop_fits(height, width, full.height, full.width)) return std::nullopt;
+  ResizeWindow w{full.height, full.width, top, left, filter(draws), false, false};
+  w.flip_horizontal = o_.flip > 0 && draws.chance(o_.flip);
+  w.flip_vertical = o_.flip_vertical > 0 && draws.chance(o_.flip_vertical);
+  return w;
+}
+
 void ImageTransform::pixels_of_part(const ImageView& part, Draws& draws, Scratch& scratch, Image& out) const {
   using Geometry = TransformOptions::Geometry;
-  using Interpolation = TransformOptions::Interpolation;
-  Filter filter = o_.interpolation == Interpolation::bilinear ? Filter::bilinear : Filter::bicubic;
-  if (o_.interpolation == Interpolation::random)
-    filter = draws.chance(0.5) ? Filter::bilinear : Filter::bicubic;
+  const Filter filter = this->filter(draws);
   out.reshape(o_.size, o_.size);
   switch (o_.geometry) {
     case Geometry::random_resized_crop:

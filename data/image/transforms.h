@@ -7,6 +7,7 @@
 #include <optional>
 
 #include "data/core/random.h"
+#include "data/image/device_crop.h"
 #include "data/image/rand_augment.h"
 #include "data/image/resize.h"
 
@@ -72,8 +73,12 @@ class ImageTransform {
   /// is looked at (the crop of random_resized_crop, everything otherwise), and the rest from those pixels.
   Box part(int height, int width, Draws& draws) const;
   void pixels_of_part(const ImageView& part, Draws& draws, Scratch& scratch, Image& out) const;
+  /// The same draws, and what pixels_of_part() does with a part of this size, where that is a ResizeWindow
+  /// that finish_crops() can do; else nothing, and no draw is taken.
+  std::optional<ResizeWindow> window_of_part(int height, int width, Draws& draws) const;
 
  private:
+  Filter filter(Draws& draws) const;
   void random_crop(const ImageView& src, Filter filter, Draws& draws, Scratch& scratch, Image& out) const;
   void center_crop(const ImageView& src, Filter filter, Scratch& scratch, Image& out) const;
   TransformOptions o_;

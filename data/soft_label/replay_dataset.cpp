@@ -2,6 +2,7 @@
 
 #include <cmath>
 
+#include "data/image/crop_plans.h"
 #include "tensor/core/error.h"
 
 namespace lowbit {
@@ -43,15 +44,59 @@ std::shared_ptr<const ReplayDataset> ReplayDataset::with_crops(int64_t crops) co
 }
 
 std::vector<Dataset::Field> ReplayDataset::fields() const {
-  return {{"image", Shape{o_.crops, 3, o_.size, o_.size}, DType::f32},
+  return {o_.decoded ? crop_plan_field(o_.crops)
+                     : Field{"image", Shape{o_.crops, 3, o_.size, o_.size}, DType::f32},
           {"label", Shape{}, DType::i64},
           {"target", Shape{o_.crops, o_.classes}, DType::f32}};
 }
 
+Dataset::BlobSize ReplayDataset::blob_size() const {
+  return o_.decoded ? crop_blob_size(o_.size, o_.crops) : BlobSize{};
+}
+
+void ReplayDataset::finish(std::vector<Tensor>& fields, const Tensor& bytes) const {
+  fields[0] = finished_crops(fields[0], bytes, o_.crops, o_.size, o_.normalization);
+}
+
 void ReplayDataset::read(int64_t index, const RngKey& key, std::span<const View> out) const {
+  LOWBIT_ASSERT(!o_.decoded);
+  read_into(index, key, out, nullptr);
+}
+
+void ReplayDataset::read_with_bytes(int64_t index, const RngKey& key, std::span<const View> out,
+                                    Blob& blob) const {
+  read_into(index, key, out, &blob);
+}
+
+/// The boxes of all crops as windows on the part of the image that holds them, where the kernels can do that.
+bool ReplayDataset::leave_crops(const ImageView& image, const CropLabels& labels, Blob& blob,
+                                std::span<CropPlan> plans) const {
+  std::vector<Box> boxes;
+  for (const CropLabels::Crop& c : labels.crops) {
+    const Box b = replayed_box(c, image.height, image.width);
+    if (b.height <= 0 || b.width <= 0 || b.top < 0 || b.left < 0 || b.top + b.height > image.height ||
+        b.left + b.width > image.width || !device_crop_fits(b.height, b.width, o_.size, o_.size))
+      return false;
+    boxes.push_back(b);
+  }
+  CropPlan whole;
+  if (!leave_pixels(image, {}, blob, whole)) return false;
+  for (size_t i = 0; i < boxes.size(); ++i) {
+    const Box& b = boxes[i];
+    plans[i] = {whole.offset + (int64_t(b.top) * image.width + b.left) * 3,
+                whole.row,
+                b.height,
+                b.width,
+                {o_.size, o_.size, 0, 0, o_.filter, labels.crops[i].flip, false}};
+  }
+  return true;
+}
+
+void ReplayDataset::read_into(int64_t index, const RngKey& key, std::span<const View> out, Blob* blob) const {
   struct Scratch {
     std::vector<uint8_t> bytes;
-    Image decoded, cut, crop;
+    Image decoded, cut;
+    std::vector<Image> crops;
     ResizeScratch resize;
   };
   thread_local Scratch s;
@@ -65,14 +110,20 @@ void ReplayDataset::read(int64_t index, const RngKey& key, std::span<const View>
   if (o_.renormalize && labels.type == SoftLabelType::marginal) labels.type = SoftLabelType::marginal_renorm;
   read_file(path, s.bytes);
   decode_image(s.bytes, path, s.decoded, o_.decoder);
-  const int64_t plane = int64_t(o_.size) * o_.size;
-  s.crop.reshape(o_.size, o_.size);
-  for (int64_t i = 0; i < o_.crops; ++i) {
-    replay_crop(s.decoded.view(), labels.crops[size_t(i)], o_.filter, s.resize, s.cut, s.crop);
-    normalize_chw(s.crop, o_.normalization, out[0].as<float>() + i * 3 * plane);
-    recover_soft_label(labels, i, o_.classes, name, out[2].as<float>() + i * o_.classes);
-  }
   *out[1].as<int64_t>() = list_->labels[size_t(index)];
+  for (int64_t i = 0; i < o_.crops; ++i)
+    recover_soft_label(labels, i, o_.classes, name, out[2].as<float>() + i * o_.classes);
+  const std::span<CropPlan> plans(out[0].as<CropPlan>(), blob ? size_t(o_.crops) : 0);
+  if (blob && leave_crops(s.decoded.view(), labels, *blob, plans)) return;
+  const int64_t plane = int64_t(o_.size) * o_.size;
+  s.crops.resize(blob ? size_t(o_.crops) : 1);
+  for (int64_t i = 0; i < o_.crops; ++i) {
+    Image& crop = s.crops[blob ? size_t(i) : 0];
+    crop.reshape(o_.size, o_.size);
+    replay_crop(s.decoded.view(), labels.crops[size_t(i)], o_.filter, s.resize, s.cut, crop);
+    if (!blob) normalize_chw(crop, o_.normalization, out[0].as<float>() + i * 3 * plane);
+  }
+  if (blob) leave_finished(s.crops, *blob, plans);
 }
 
 }  // namespace lowbit

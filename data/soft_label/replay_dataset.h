@@ -17,6 +17,8 @@ struct ReplayOptions {
   /// marginal_renorm for stored marginal labels; otherwise as stored.
   bool renormalize = false;
   Decoder decoder = Decoder::auto_;
+  bool decoded =
+      false;  ///< leave the decoded image in the batch's bytes, once for all crops; finish() cuts them
 };
 
 /// Integer box of stored shares, right and bottom rounded by themselves: half to even of left·W, top·H,
@@ -39,8 +41,15 @@ class ReplayDataset final : public Dataset {
   int64_t size() const override { return list_->size(); }
   std::vector<Field> fields() const override;
   void read(int64_t index, const RngKey& key, std::span<const View> out) const override;
+  BlobSize blob_size() const override;
+  void read_with_bytes(int64_t index, const RngKey& key, std::span<const View> out,
+                       Blob& blob) const override;
+  void finish(std::vector<Tensor>& fields, const Tensor& bytes) const override;
 
  private:
+  void read_into(int64_t index, const RngKey& key, std::span<const View> out, Blob* blob) const;
+  bool leave_crops(const ImageView& image, const CropLabels& labels, Blob& blob,
+                   std::span<CropPlan> plans) const;
   std::shared_ptr<const ImageList> list_;
   std::shared_ptr<const LabelStore> labels_;
   ReplayOptions o_;

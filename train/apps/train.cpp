@@ -147,7 +147,7 @@ void warn_of_changes(const Options& now, const std::string& folder, Log& log) {
   for (const OptionSpec& s : option_table()) {
     const std::string_view name = s.name;
     if (!(s.verbs & now.verb().mask) || s.transient || s.group >= OptionGroup::distributed ||
-        name == "workers" || name == "max-steps" ||
+        name == "workers" || name == "augment-device" || name == "max-steps" ||
         (name == "accumulate" && now.integer("global-batch") > 0) || before.raw(name) == now.raw(name))
       continue;
     changes += str_cat(changes.empty() ? "" : ", ", "--", name, " ", before.raw(name), " -> ", now.raw(name));

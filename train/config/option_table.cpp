@@ -56,6 +56,7 @@ constexpr OptionSpec kOptions[] = {
     {"mean", data, reals, kRunVerbs | kLabels, "0.485,0.456,0.406", "R,G,B", "mean subtracted from pixels in [0, 1]", {.source = "ImageNet", .lo = 0, .hi = 1, .rare = true}},
     {"std", data, reals, kRunVerbs | kLabels, "0.229,0.224,0.225", "R,G,B", "divisor of pixels after the mean", {.source = "ImageNet", .lo = 1e-6, .hi = 1e6, .rare = true}},
     {"workers", data, integer, kRunVerbs | kLabels, "2", "threads", "loader threads; the data do not depend on their number", {.source = "timm", .aliases = "num-workers dataloader-num-workers", .lo = 0, .hi = 256, .letter = 'j'}},
+    {"augment-device", data, text, kRunVerbs, "auto", "WHERE", "resize, flip and normalise where the run computes, from decoded pixels, or in the loader threads; auto: on a GPU where there is one. Same bits", {.choices = "auto|cpu|cuda", .rare = true}},
     {"limit-train", data, integer, kTrain, "0", "images", "use only so many training images, spread over all classes; 0: all", {.aliases = "max-train-samples", .lo = 0}},
     {"limit-val", data, integer, kRunVerbs, "0", "images", "use only so many validation images, spread over all classes; 0: all", {.aliases = "max-eval-samples", .lo = 0}},
     {"synthetic", data, flag, kRunVerbs, "off", "", "deterministic fake images instead of --data"},

@@ -8,6 +8,7 @@
 #include "data/image/image_folder.h"
 #include "data/soft_label/replay_dataset.h"
 #include "quant/scheme/scheme.h"
+#include "train/config/device.h"
 
 namespace lowbit {
 namespace {
@@ -125,6 +126,19 @@ BatchAugmentOptions batch_augment(const Options& o, const ImageConfig& c) {
   return b;
 }
 
+/// Whether batches arrive as decoded pixels and are finished on the GPU.
+bool finish_on_gpu(const Options& o) {
+  const std::string& where = o.text("augment-device");
+  const bool gpu = run_device(o).is_cuda();
+  LOWBIT_CHECK(gpu || where != "cuda", usage, "lowbit", "--augment-device cuda needs --device cuda");
+  return gpu && where != "cpu";
+}
+
+ImageDataset::Form image_form(const Options& o, bool mixed) {
+  using Form = ImageDataset::Form;
+  return mixed ? Form::pixels : finish_on_gpu(o) ? Form::decoded : Form::normalized;
+}
+
 /// The training images as the options want them: with stored labels and crops, to be mixed and erased, or
 /// plain.
 std::shared_ptr<const Dataset> training_images(const Options& o, const ImageConfig& c, ImageList list,
@@ -132,9 +146,8 @@ std::shared_ptr<const Dataset> training_images(const Options& o, const ImageConf
   const BatchAugmentOptions b = batch_augment(o, c);
   if (o.text("soft-labels").empty()) {
     if (b.on()) d.augment = std::make_shared<BatchAugment>(b);
-    return std::make_shared<ImageDataset>(
-        std::move(list), train_transform(o, c), Decoder::auto_,
-        b.on() ? ImageDataset::Form::pixels : ImageDataset::Form::normalized);
+    return std::make_shared<ImageDataset>(std::move(list), train_transform(o, c), Decoder::auto_,
+                                          image_form(o, b.on()));
   }
   LOWBIT_CHECK(
       !b.on() && o.text("aa").empty(), usage, "lowbit",
@@ -144,6 +157,7 @@ std::shared_ptr<const Dataset> training_images(const Options& o, const ImageConf
   r.filter = o.text("train-interpolation") == "bicubic" && o.given("train-interpolation") ? Filter::bicubic
                                                                                           : Filter::bilinear;
   r.normalization = b.normalization;
+  r.decoded = finish_on_gpu(o);
   r.renormalize = o.text("soft-label-type") == "marginal_renorm";
   std::shared_ptr<const LabelStore> labels = open_labels(o.text("soft-labels"));
   d.description += str_cat(soft_label_name(labels->type(), labels->ids_each()), " soft labels, ", r.crops,
@@ -212,7 +226,8 @@ DataSets open_data(const Options& o, const ImageConfig& c, bool with_train) {
       d.train = training_images(o, trained, std::move(train), d);
     }
     d.description += str_cat(val.size(), " validation images");
-    d.val = std::make_shared<ImageDataset>(std::move(val), eval_transform(o, c));
+    d.val = std::make_shared<ImageDataset>(std::move(val), eval_transform(o, c), Decoder::auto_,
+                                           image_form(o, false));
   }
   if (d.train && o.integer("aug-repeats") > 0) {
     LOWBIT_CHECK(o.integer("limit-train") == 0, usage, "lowbit",
