@@ -10,6 +10,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
+#include <numeric>
 #include <optional>
 #include <string>
 #include <vector>
@@ -20,6 +21,7 @@
 #include "autograd/ops/pointwise.h"
 #include "nn/models/factory.h"
 #include "quant/annealing.h"
+#include "quant/freezing.h"
 #include "quant/oscillation.h"
 #include "quant/scheme/scheme.h"
 #include "quant/weight_regularizer.h"
@@ -36,7 +38,7 @@ namespace {
 struct Method {
   const char *name, *scheme;  // scheme null: float
   SchemeOptions options = {};
-  bool bins = false, anneal = false, track = false, recompute = false;
+  bool bins = false, anneal = false, track = false, recompute = false, dampen = false, freeze = false;
 };
 
 const Method kMethods[] = {
@@ -46,13 +48,16 @@ const Method kMethods[] = {
     {"lsq+", "lsq+"},
     {"vvtq", "vvtq"},
     {"vvtq, offsets", "vvtq", {.offset = true}},
-    {"vvtq, bin regularizer", "vvtq", {}, true},
+    {.name = "vvtq, bin regularizer", .scheme = "vvtq", .bins = true},
     {"vvtq, 1 bit", "vvtq", {.wbits = 1, .abits = 1}},
     {"ofq", "ofq"},
     {"ofq, qk reparam", "ofq", {.qk_reparam = true}},
-    {"ofq, qk reparam, cga", "ofq", {.qk_reparam = true}, false, true},
-    {"lsq, tracked", "lsq", {}, false, false, true},
-    {"lsq, recompute", "lsq", {}, false, false, false, true},
+    {.name = "ofq, qk reparam, cga", .scheme = "ofq", .options = {.qk_reparam = true}, .anneal = true},
+    {.name = "lsq, cga", .scheme = "lsq", .anneal = true},
+    {.name = "lsq, dampened", .scheme = "lsq", .dampen = true},
+    {.name = "lsq, frozen", .scheme = "lsq", .freeze = true},
+    {.name = "lsq, tracked", .scheme = "lsq", .track = true},
+    {.name = "lsq, recompute", .scheme = "lsq", .recompute = true},
 };
 
 double processor_seconds() {
@@ -91,6 +96,7 @@ class Training {
       if (q->quant_state() == QuantState::observe) q->set_quant_state(QuantState::fixed, "observed");
     if (m.anneal) annealing_.emplace(*model_, 0.005);
     if (m.track) watch_.emplace(*model_);
+    if (m.freeze) freezing_.emplace(*model_, OscillationSettings{.freeze_threshold = 0.02});
   }
 
   void step() {
@@ -98,16 +104,22 @@ class Training {
     allocator({}).reset_peak();
     const double begin = processor_seconds();
     optimizer_->zero_grad();
+    const double remedies = processor_seconds();
     if (watch_) watch_->step();
+    watch_seconds += processor_seconds() - remedies;
+    if (freezing_) freezing_->before_step();
     Variable loss = cross_entropy((*model_)(images_), labels_);
     if (method_.bins) loss = add(loss, scale(weight_regularizer(*model_), 0.01));
+    if (method_.dampen) loss = add(loss, scale(dampening_regularizer(*model_), 0.01));
     saved_ = 0;
     for (const auto& [op, bytes] : saved_memory(loss)) saved_ += bytes;
     loss.backward();
     loss = {};
     if (annealing_) annealing_->before_update();
+    if (freezing_) freezing_->before_update();
     optimizer_->step(1e-5);
     if (annealing_) annealing_->after_update();
+    if (freezing_) freezing_->after_update();
     seconds.push_back(processor_seconds() - begin);
     peak_ = allocator({}).stats().peak - live;
   }
@@ -116,6 +128,7 @@ class Training {
   size_t saved() const { return saved_; }
   size_t peak() const { return peak_; }
   std::vector<double> seconds;  ///< of every step
+  double watch_seconds = 0;     ///< of the trackers in all of them
 
  private:
   const Method& method_;
@@ -126,6 +139,7 @@ class Training {
   std::optional<Optimizer> optimizer_;
   std::optional<ConfidenceAnnealing> annealing_;
   std::optional<WeightWatch> watch_;
+  std::optional<IterativeFreezing> freezing_;
   size_t saved_ = 0, peak_ = 0;
 };
 
@@ -174,13 +188,17 @@ int run(const std::vector<std::string>& args) {
   for (const Method& m : kMethods)
     if (all.empty() || std::string(m.name).find(only) != std::string::npos)
       all.push_back(std::make_unique<Training>(m, model, batch));
-  for (const auto& t : all) t->step(), t->seconds.clear();
+  for (const auto& t : all) t->step(), t->seconds.clear(), t->watch_seconds = 0;
   for (int64_t r = 0; r < rounds; ++r)
     for (const auto& t : all) t->step();
   std::string table;
   for (const auto& t : all) table += report(*t, *all[0], batch, model);
   std::printf("%-24s %12s %8s %35s %18s\n%s", "method", "ms per image", "÷ lsq", "kept per image",
               "peak per image", table.c_str());
+  for (const auto& t : all)
+    if (t->method().track)
+      std::printf("%s: the trackers take %.2f %% of the step\n", t->method().name,
+                  100 * t->watch_seconds / std::accumulate(t->seconds.begin(), t->seconds.end(), 0.0));
   return kExitSuccess;
 }
 

@@ -30,7 +30,7 @@ void ConfidenceAnnealing::before_update() {
     const Variable y = l.quantizer->apply(l.weight);
     LOWBIT_CHECK(y.coded(), usage, "annealing", l.name, ": its quantizer gives no levels");
     const Coded& c = *y.coded();
-    const GroupLayout g = group_layout(w.shape(), c.scale_axis, c.scale.numel(), l.name);
+    const GroupLayout g = in_rows(group_layout(w.shape(), c.scale_axis, c.scale.numel(), l.name), w.shape());
     const Shape grouped{g.outer, g.groups, g.inner};
     const auto written = [&](const Tensor& t) { return t.reshape(grouped).mutable_view(); };
     for (Tensor* t : {&l.free, &l.frozen})

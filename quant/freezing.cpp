@@ -3,25 +3,16 @@
 #include <cmath>
 #include <numbers>
 
+#include "quant/ops/freezing.h"
+#include "quant/ops/mean_abs.h"
 #include "quant/scheme/scheme.h"
 
 namespace lowbit {
 namespace {
 
-constexpr float kInside = 0.25f;  ///< of a level, for the outermost codes
-
-/// Group of element i of a packed weight, whose scales lie along one dimension.
-struct Groups {
-  int64_t inner, count;
-  Groups(const Shape& s, const Coded& c) : inner(s.numel()), count(1) {
-    if (c.per_tensor()) return;
-    const int axis = s.ndim() + c.scale_axis;
-    inner = 1;
-    for (int d = axis + 1; d < s.ndim(); ++d) inner *= s[d];
-    count = s[axis];
-  }
-  size_t of(int64_t i) const { return size_t(i / inner % count); }
-};
+GroupLayout layout_of(const Tensor& w, const Coded& c, const std::string& name) {
+  return in_rows(group_layout(w.shape(), c.scale_axis, c.scale.numel(), name), w.shape());
+}
 
 }  // namespace
 
@@ -39,72 +30,60 @@ IterativeFreezing::IterativeFreezing(Module& model, const OscillationSettings& s
   }
 }
 
-/// Puts frozen weights on their codes at the present scale.
-void IterativeFreezing::pin(Layer& l) {
+/// Puts frozen weights on their codes at the present scale; `now` is the quantized weight.
+void IterativeFreezing::pin(Layer& l, const Coded& now) {
+  Tensor w = l.weight.mutable_data();
+  if (!l.held.defined()) l.held = Tensor::zeros(w.shape(), DType::u8, w.device());
   const TensorsByName& state = l.tracker.state();
-  const auto frozen = state.find("frozen");
-  if (frozen == state.end()) return;
-  l.held = frozen->second.clone();
-  const uint8_t* const mask = l.held.data_const<uint8_t>();
-  const int64_t n = l.held.numel();
-  if (std::find(mask, mask + n, uint8_t(1)) == mask + n) return;
-  const Coded c = weight_codes(*l.quantizer, l.weight);
-  const Groups groups(l.weight.shape(), c);
-  const std::vector<float> scale = c.scale.to(Device{}).to_vector<float>();
-  const std::vector<int32_t> code = state.at("frozen_code").cast(DType::i32).to_vector<int32_t>();
-  Tensor w = l.weight.data().to(Device{}).packed();
-  float* const value = w.data<float>();
-  for (int64_t i = 0; i < n; ++i) {
-    if (!mask[i]) continue;
-    const int32_t k = code[size_t(i)];
-    const float inside = k == c.hi ? -kInside : (k == c.lo ? kInside : 0);
-    value[i] = (float(k) + float(c.shift) + inside) * scale[groups.of(i)];
-  }
-  l.weight.mutable_data().copy_from(w);
+  if (!state.contains("frozen")) return;
+  const GroupLayout g = layout_of(w, now, l.name);
+  const Shape grouped{g.outer, g.groups, g.inner};
+  const auto seen = [&](const Tensor& t) { return t.to(w.device()).reshape(grouped); };
+  Tensor held = seen(l.held);
+  freeze_pin(
+      {w.reshape(grouped).mutable_view(), held.mutable_view(), seen(state.at("frozen")).view(),
+       seen(state.at("frozen_code")).view(), now.scale.reshape({1, g.groups, 1}).expand(grouped).view(),
+       float(now.shift), float(now.lo), float(now.hi)},
+      w.device());
 }
 
-void IterativeFreezing::before_step(double threshold) {
+void IterativeFreezing::set_threshold(double threshold) {
+  for (Layer& l : layers_) l.tracker.set_freeze_threshold(threshold);
+}
+
+void IterativeFreezing::before_step() {
   for (Layer& l : layers_) {
-    pin(l);
-    Tensor codes = weight_codes(*l.quantizer, l.weight).codes.to(Device{}).packed();
-    l.tracker.set_freeze_threshold(threshold);
+    const Coded c = weight_codes(*l.quantizer, l.weight);
+    LOWBIT_CHECK(c.defined(), usage, "freezing", l.name, ": its quantizer gives no levels");
+    pin(l, c);
+    Tensor codes = c.codes.packed();  // where a weight is frozen the tracker puts the frozen code
     l.tracker.update(codes);
   }
 }
 
 /// The quantizer saw (code − w/scale)·G of a frozen weight; G·code is due.
-void IterativeFreezing::add_scale_gradient(const Layer& l) const {
-  const Quantizer::TrainedScale s = l.quantizer->trained_scale(l.weight.data());
-  if (!s.scale.grad().defined()) return;
-  const Coded c = weight_codes(*l.quantizer, l.weight);
-  const Groups groups(l.weight.shape(), c);
-  const std::vector<float> scale = c.scale.to(Device{}).to_vector<float>(),
-                           w = l.weight.data().to_vector<float>(), g = l.weight.grad().to_vector<float>();
-  const uint8_t* const mask = l.held.data_const<uint8_t>();
-  std::vector<double> sum(size_t(groups.count));
-  for (size_t i = 0; i < w.size(); ++i)
-    if (mask[i]) sum[groups.of(int64_t(i))] += double(g[i]) * double(w[i] / scale[groups.of(int64_t(i))]);
-  Tensor gradient = s.scale.grad();
-  std::vector<float> values = gradient.to_vector<float>();
-  for (size_t k = 0; k < sum.size(); ++k) values[size_t(s.index[k])] += float(double(s.factors[k]) * sum[k]);
-  gradient.copy_from(Tensor::from(std::span<const float>(values), gradient.shape()));
-}
-
 void IterativeFreezing::before_update() {
   for (Layer& l : layers_) {
     Tensor gradient = l.weight.grad();
-    if (!l.held.defined() || !gradient.defined()) continue;
-    add_scale_gradient(l);
-    const uint8_t* const mask = l.held.data_const<uint8_t>();
-    std::vector<float> values = gradient.to_vector<float>();
-    for (size_t i = 0; i < values.size(); ++i)
-      if (mask[i]) values[i] = 0;
-    gradient.copy_from(Tensor::from(std::span<const float>(values), gradient.shape()));
+    const Tensor w = l.weight.data();
+    if (!gradient.defined()) continue;
+    const Quantizer::TrainedScale s = l.quantizer->trained_scale(w);
+    const Coded c = weight_codes(*l.quantizer, l.weight);
+    const GroupLayout g = layout_of(w, c, l.name);
+    const int64_t rows = g.outer * g.groups;
+    const Tensor index = Tensor::from(std::span<const int64_t>(s.index), {g.groups}, w.device()),
+                 factor = Tensor::from(std::span<const float>(s.factors), {g.groups}, w.device());
+    Tensor work = Tensor::empty({rows + g.groups}, DType::f64, w.device()), ds = s.scale.grad();
+    freeze_gradient({gradient.data<float>(), w.data_const<float>(), c.scale.data_const<float>(),
+                     l.held.data_const<uint8_t>(), factor.data_const<float>(), index.data_const<int64_t>(),
+                     ds.defined() ? ds.data<float>() : nullptr, work.data<double>(), rows, g.groups, g.inner,
+                     ds.defined() ? ds.numel() : 0},
+                    w.device());
   }
 }
 
 void IterativeFreezing::after_update() {
-  for (Layer& l : layers_) pin(l);
+  for (Layer& l : layers_) pin(l, weight_codes(*l.quantizer, l.weight));
 }
 
 double IterativeFreezing::frozen_share() const {
@@ -120,7 +99,7 @@ double IterativeFreezing::frozen_share() const {
 TensorsByName IterativeFreezing::state() const {
   TensorsByName all;
   for (const Layer& l : layers_)
-    for (const auto& [name, t] : l.tracker.state()) all[l.name + "/" + name] = t;
+    for (const auto& [name, t] : l.tracker.state()) all[l.name + "/" + name] = t.to(Device{});
   return all;
 }
 
@@ -135,8 +114,9 @@ void IterativeFreezing::load(const TensorsByName& state) {
     }
     LOWBIT_CHECK(own.empty() || own.size() >= 6, io, "resume", "what is frozen of ", l.name,
                  " is incomplete");
-    if (const auto frozen = own.find("frozen"); frozen != own.end()) l.held = frozen->second.clone();
-    l.tracker.load(std::move(own));
+    if (const auto frozen = own.find("frozen"); frozen != own.end())
+      l.held = frozen->second.to(l.weight.device()).clone();
+    l.tracker.load(std::move(own), {});
   }
 }
 

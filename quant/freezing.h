@@ -19,12 +19,14 @@ class IterativeFreezing {
  public:
   IterativeFreezing(Module& model, const OscillationSettings& s);
   bool empty() const { return layers_.empty(); }
-  /// Before the forward pass of an update; the threshold may change from step to step, 0 freezes nothing.
-  void before_step(double threshold);
+  /// For the coming steps; 0 freezes nothing more.
+  void set_threshold(double threshold);
+  /// Before the forward pass of an update. Nothing of a step is read from the device.
+  void before_step();
   /// Gradients must be complete and not yet clipped.
   void before_update();
   void after_update();
-  double frozen_share() const;  ///< of the watched weights
+  double frozen_share() const;  ///< of the watched weights; waits for the device
 
   /// "<layer>/<entry of the tracker>".
   TensorsByName state() const;
@@ -39,8 +41,7 @@ class IterativeFreezing {
     OscillationTracker tracker;
     Tensor held;  ///< u8: the weights that are on their frozen codes in this step
   };
-  void pin(Layer& l);
-  void add_scale_gradient(const Layer& l) const;
+  static void pin(Layer& l, const Coded& now);
   std::vector<Layer> layers_;
 };
 

@@ -1,94 +1,18 @@
 #include "quant/oscillation.h"
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <limits>
 #include <map>
 
 #include "autograd/core/node.h"
+#include "autograd/ops/reduce.h"
 #include "quant/observer/statistics.h"
 #include "quant/scheme/scheme.h"
 #include "tensor/core/context.h"
-#include "tensor/core/thread_pool.h"
 #include "tensor/engine/pointwise.h"
-#include "tensor/engine/reduce.h"
 
 namespace lowbit {
-namespace {
-
-using Counts = OscillationTracker::Counts;
-constexpr int64_t kBlock = 1 << 16;  // counts of a block fit 32 bits
-
-template <class C>
-struct Pass {
-  C* code;
-  C* previous;
-  int8_t* direction;
-  float* frequency;
-  float momentum, keep;
-  int32_t* total;  // null: not counted
-  // Freezing, see OscillationSettings; frozen is null without it.
-  uint8_t* frozen;
-  C* frozen_code;
-  float* average;
-  float threshold;
-  bool at_average;
-
-  Counts count(int64_t begin, int64_t end) const {
-    // Bytes may alias anything: the loop is vectorised only when it is told that these do not.
-    const C* __restrict x = code;
-    C* __restrict prev = previous;
-    int8_t* __restrict dir = direction;
-    float* __restrict freq = frequency;
-    const float m = momentum, k = keep;
-    int32_t flips = 0, oscillations = 0, oscillating = 0;
-#pragma omp simd reduction(+ : flips, oscillations, oscillating)
-    for (int64_t i = begin; i < end; ++i) {
-      const int32_t d = int32_t(prev[i] > x[i]) - int32_t(prev[i] < x[i]), before = dir[i];
-      const int32_t osc = before * d == -1 ? 1 : 0;
-      const float o = m * float(osc) + k * freq[i];
-      freq[i] = o;
-      dir[i] = int8_t(d != 0 ? d : before);
-      prev[i] = x[i];
-      flips += d != 0 ? 1 : 0, oscillations += osc, oscillating += o > kOscillating ? 1 : 0;
-    }
-    return {flips, oscillations, oscillating};
-  }
-  void add_totals(int64_t begin, int64_t end) const {
-    for (int64_t i = begin; i < end; ++i)
-      total[i] += direction[i] * ((previous[i] > code[i]) - (previous[i] < code[i])) == -1;
-  }
-  void hold(int64_t begin, int64_t end) const {
-    for (int64_t i = begin; i < end; ++i)
-      if (frozen[i]) code[i] = frozen_code[i];
-  }
-  void freeze(int64_t begin, int64_t end) const {
-    for (int64_t i = begin; i < end; ++i) {
-      if (threshold > 0 && frequency[i] > threshold) {
-        frozen[i] = 1;
-        frozen_code[i] = at_average ? C(math::rint(average[i])) : code[i];
-      }
-      average[i] = momentum * float(code[i]) + keep * average[i];
-    }
-  }
-  Counts run(int64_t n) const {
-    std::atomic<int64_t> flips = 0, oscillations = 0, oscillating = 0;
-    parallel_for((n + kBlock - 1) / kBlock, 1, [&](int64_t first, int64_t last) {
-      for (int64_t b = first; b < last; ++b) {
-        const int64_t begin = b * kBlock, end = std::min(n, begin + kBlock);
-        if (frozen) hold(begin, end);
-        if (total) add_totals(begin, end);
-        const Counts c = count(begin, end);
-        if (frozen) freeze(begin, end);
-        flips += c.flips, oscillations += c.oscillations, oscillating += c.oscillating;
-      }
-    });
-    return {flips, oscillations, oscillating};
-  }
-};
-
-}  // namespace
 
 Coded weight_codes(Quantizer& q, const Variable& w) {
   struct Restore {
@@ -104,40 +28,65 @@ Coded weight_codes(Quantizer& q, const Variable& w) {
 
 void OscillationTracker::start(const Tensor& codes) {
   const Shape& s = codes.shape();
-  state_ = {
-      {"code", codes.clone()}, {"direction", Tensor::zeros(s, DType::i8)}, {"frequency", Tensor::zeros(s)}};
-  if (settings_.totals) state_["total"] = Tensor::zeros(s, DType::i32);
-  if (settings_.freeze_threshold <= 0) return;
-  state_["frozen"] = Tensor::zeros(s, DType::u8);
-  state_["frozen_code"] = Tensor::zeros(s, codes.dtype());
-  state_["average"] = codes.cast(DType::f32);
+  const Device d = codes.device();
+  if (state_.empty()) {
+    state_ = {{"code", codes.clone()},
+              {"direction", Tensor::zeros(s, DType::i8, d)},
+              {"frequency", Tensor::zeros(s, DType::f32, d)}};
+    if (settings_.totals) state_["total"] = Tensor::zeros(s, DType::i32, d);
+    if (settings_.freeze_threshold > 0) {
+      state_["frozen"] = Tensor::zeros(s, DType::u8, d);
+      state_["frozen_code"] = Tensor::zeros(s, codes.dtype(), d);
+      state_["average"] = codes.cast(DType::f32);
+    }
+  }
+  for (auto& [name, t] : state_) t = t.to(d);  // a loaded state comes from the host
+  const int64_t counts[] = {counts_.flips, counts_.oscillations, counts_.oscillating, counts_.all_flips};
+  device_counts_ = Tensor::from(std::span<const int64_t>(counts), {4}, d);
+  threshold_ = Tensor::full({1}, settings_.freeze_threshold, DType::f32, d);
+  work_ = Tensor::empty({oscillation_workspace(codes.numel())}, DType::i32, d);
 }
 
-Counts OscillationTracker::update(Tensor& codes) {
+void OscillationTracker::update(Tensor& codes) {
   LOWBIT_CHECK(codes.contiguous() && (codes.dtype() == DType::i8 || codes.dtype() == DType::u8), dtype,
                "oscillation", "codes must be packed and i8 or u8 (got ", codes.str(), ")");
-  if (state_.empty()) start(codes);
-  LOWBIT_CHECK(state_.at("code").shape() == codes.shape() && state_.at("code").dtype() == codes.dtype(),
-               shape, "oscillation", "codes must keep their shape and type (got ", codes.str(), " after ",
-               state_.at("code").str(), ")");
-  const auto run = [&]<class C>(C) {
-    const bool freezing = state_.count("frozen") != 0;
-    const float m = float(settings_.momentum), keep = float(1 - settings_.momentum);
-    return Pass<C>{codes.data<C>(),
-                   state_.at("code").data<C>(),
-                   state_.at("direction").data<int8_t>(),
-                   state_.at("frequency").data<float>(),
-                   m,
-                   keep,
-                   settings_.totals ? state_.at("total").data<int32_t>() : nullptr,
-                   freezing ? state_.at("frozen").data<uint8_t>() : nullptr,
-                   freezing ? state_.at("frozen_code").data<C>() : nullptr,
-                   freezing ? state_.at("average").data<float>() : nullptr,
-                   float(settings_.freeze_threshold),
-                   settings_.freeze_at_average}
-        .run(codes.numel());
+  if (!device_counts_.defined()) start(codes);
+  Tensor& code = state_.at("code");
+  LOWBIT_CHECK(
+      code.shape() == codes.shape() && code.dtype() == codes.dtype() && code.device() == codes.device(),
+      shape, "oscillation", "codes must keep their shape, type and device (got ", codes.str(), " after ",
+      code.str(), ")");
+  const auto at = [&](const char* name) {
+    const auto t = state_.find(name);
+    return t == state_.end() ? View{} : t->second.mutable_view();
   };
-  return codes.dtype() == DType::i8 ? run(int8_t{}) : run(uint8_t{});
+  OscillationArgs a;
+  a.code = codes.mutable_view();
+  a.previous = at("code"), a.direction = at("direction"), a.frequency = at("frequency");
+  a.total = at("total"), a.frozen = at("frozen"), a.frozen_code = at("frozen_code");
+  a.average = at("average"), a.threshold = threshold_.data_const<float>();
+  a.momentum = float(settings_.momentum), a.keep = float(1 - settings_.momentum);
+  a.at_average = settings_.freeze_at_average;
+  a.counts = device_counts_.data<int64_t>(), a.work = work_.data<int32_t>();
+  a.n = codes.numel();
+  oscillation_step(a, codes.device());
+}
+
+OscillationTracker::Counts OscillationTracker::counts() const {
+  if (!device_counts_.defined()) return counts_;
+  const std::vector<int64_t> c = device_counts_.to_vector<int64_t>();
+  return {c[0], c[1], c[2], c[3]};
+}
+
+void OscillationTracker::forget_flips() {
+  counts_.all_flips = 0;
+  if (device_counts_.defined()) device_counts_.slice(0, 3, 4).fill(0);
+}
+
+void OscillationTracker::set_freeze_threshold(double threshold) {
+  if (threshold == settings_.freeze_threshold) return;
+  settings_.freeze_threshold = threshold;
+  if (threshold_.defined()) threshold_.fill(threshold);
 }
 
 Tensor threshold_distances(const Tensor& w, const Coded& c) {
@@ -169,22 +118,21 @@ WeightWatch::WeightWatch(Module& model, const OscillationSettings& s) {
     if (w == weights.end() || !quantizes || !q->initialised() || !weight_codes(*q, w->second).defined())
       continue;
     const std::string name = slot.ends_with(".weight") ? slot.substr(0, slot.size() - 7) : slot;
-    layers_.push_back({name, q, w->second, OscillationTracker(s), {}, 0});
+    layers_.push_back({name, q, w->second, OscillationTracker(s)});
   }
 }
 
 void WeightWatch::step() {
   for (Watched& l : layers_) {
-    Tensor codes = weight_codes(*l.quantizer, l.weight).codes.to(Device{}).packed();
-    l.last = l.tracker.update(codes);
-    l.flips += l.last.flips;
+    Tensor codes = weight_codes(*l.quantizer, l.weight).codes.packed();
+    l.tracker.update(codes);
   }
   ++steps_;
 }
 
 double WeightWatch::flip_rate() const {
   int64_t flips = 0, weights = 0;
-  for (const Watched& l : layers_) flips += l.last.flips, weights += l.weight.numel();
+  for (const Watched& l : layers_) flips += l.tracker.counts().flips, weights += l.weight.numel();
   return weights ? double(flips) / double(weights) : 0;
 }
 
@@ -192,13 +140,14 @@ std::vector<WeightWatch::Layer> WeightWatch::report() {
   std::vector<Layer> all;
   for (Watched& l : layers_) {
     const int64_t n = l.weight.numel();
-    Layer r{l.name, 0, double(l.last.oscillating) / double(n), 0, n};
+    const OscillationTracker::Counts c = l.tracker.counts();
+    Layer r{l.name, 0, double(c.oscillating) / double(n), 0, n};
     if (steps_ > 0) {
-      r.flip_rate = double(l.flips) / (double(n) * double(steps_));
-      const float* o = l.tracker.frequency().data_const<float>();
-      r.frequency = double(cpu::sum(n, [o](int64_t i) { return o[i]; })) / double(n);
+      r.flip_rate = double(c.all_flips) / (double(n) * double(steps_));
+      const Tensor& o = l.tracker.frequency();
+      r.frequency = double(reduce_sum(o, (1U << o.ndim()) - 1).to_vector<float>()[0]) / double(n);
     }
-    l.flips = 0;
+    l.tracker.forget_flips();
     all.push_back(r);
   }
   steps_ = 0;
@@ -238,9 +187,9 @@ TensorsByName WeightWatch::state() const {
   TensorsByName all;
   std::vector<int64_t> counts = {steps_};
   for (const Watched& l : layers_) {
-    for (const auto& [name, t] : l.tracker.state()) all[l.name + "/" + name] = t;
-    for (const int64_t c : {l.flips, l.last.flips, l.last.oscillations, l.last.oscillating})
-      counts.push_back(c);
+    for (const auto& [name, t] : l.tracker.state()) all[l.name + "/" + name] = t.to(Device{});
+    const OscillationTracker::Counts c = l.tracker.counts();
+    counts.insert(counts.end(), {c.all_flips, c.flips, c.oscillations, c.oscillating});
   }
   all["counts"] = Tensor::from(std::span<const int64_t>(counts), {int64_t(counts.size())});
   return all;
@@ -263,8 +212,7 @@ void WeightWatch::load(const TensorsByName& state) {
                    " has another shape (got ", t->second.str(), ")");
       own[name] = t->second.clone();
     }
-    l.tracker.load(std::move(own));
-    l.flips = c[1 + 4 * i], l.last = {c[2 + 4 * i], c[3 + 4 * i], c[4 + 4 * i]};
+    l.tracker.load(std::move(own), {c[2 + 4 * i], c[3 + 4 * i], c[4 + 4 * i], c[1 + 4 * i]});
   }
 }
 

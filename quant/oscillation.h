@@ -10,13 +10,15 @@
 //           update every element with o > threshold is frozen: at rint(e), e the running average of its codes
 //           (e = m·x_t + (1 − m)·e, updated last), or at x_t.
 // Source    Nagel et al. 2022, "Overcoming Oscillations in Quantization-Aware Training"; TrackOscillation of
-//           VVTQ and OFQ. Counts are integers: results do not depend on threads.
+//           VVTQ and OFQ. The step is a kernel (quant/ops/oscillation_step.h); state and counts stay where
+//           the weights are.
 
 #include <map>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "quant/ops/oscillation_step.h"
 #include "quant/quantizer/quantizer.h"
 
 namespace lowbit {
@@ -30,32 +32,38 @@ struct OscillationSettings {
   bool totals = false;            ///< count the oscillations of every element
 };
 
-/// A weight oscillates when o is above this.
-inline constexpr float kOscillating = 0.005f;
-
 class OscillationTracker {
  public:
   explicit OscillationTracker(const OscillationSettings& s = {}) : settings_(s) {}
   struct Counts {
-    int64_t flips = 0;         ///< elements whose code has changed
+    int64_t flips = 0;         ///< elements whose code has changed in the last step
     int64_t oscillations = 0;  ///< of these, against the direction of their last change
     int64_t oscillating = 0;   ///< elements with o > kOscillating
+    int64_t all_flips = 0;     ///< of the steps since forget_flips()
   };
-  /// One step; codes i8 or u8, packed, always of one shape. With freezing, frozen elements of `codes` are
-  /// overwritten. The first call only remembers.
-  Counts update(Tensor& codes);
+  /// One step; codes i8 or u8, packed, always of one shape and device. With freezing, frozen elements of
+  /// `codes` are overwritten. The first call only remembers.
+  void update(Tensor& codes);
+  Counts counts() const;  ///< waits for the device
+  void forget_flips();
   /// By name: code, direction (i8), frequency (o, f32); with totals total (i32); with freezing frozen (u8),
   /// frozen_code, average. Shares memory; empty before the first update.
   const TensorsByName& state() const { return state_; }
-  void load(TensorsByName state) { state_ = std::move(state); }
-  /// For the coming updates; whether anything can be frozen is decided at construction.
-  void set_freeze_threshold(double threshold) { settings_.freeze_threshold = threshold; }
+  void load(TensorsByName state, const Counts& c) {
+    state_ = std::move(state), counts_ = c;
+    device_counts_ = {};
+  }
+  /// For the coming updates; whether anything can be frozen is decided at construction. Not in the kernel's
+  /// arguments but in memory, so that a repeated sequence of launches sees it.
+  void set_freeze_threshold(double threshold);
   const Tensor& frequency() const { return state_.at("frequency"); }
 
  private:
   void start(const Tensor& codes);
   OscillationSettings settings_;
   TensorsByName state_;
+  Counts counts_;                            ///< those loaded, until the first update
+  Tensor device_counts_, threshold_, work_;  ///< undefined before that
 };
 
 /// The codes as a product would get them; undefined where the layout has none. Looking changes no quantizer.
@@ -70,9 +78,9 @@ class WeightWatch {
  public:
   explicit WeightWatch(Module& model, const OscillationSettings& s = {});
   bool empty() const { return layers_.empty(); }
-  /// Before the forward pass of each update.
+  /// Before the forward pass of each update. Reads nothing from the device.
   void step();
-  /// Share of all watched weights that changed their code in the last step.
+  /// Share of all watched weights that changed their code in the last step. Waits for the device.
   double flip_rate() const;
 
   struct Layer {
@@ -82,7 +90,7 @@ class WeightWatch {
     double frequency;  ///< mean of o
     int64_t weights;
   };
-  std::vector<Layer> report();
+  std::vector<Layer> report();                           ///< waits for the device
   static Layer total(const std::vector<Layer>& layers);  ///< weighted by size; name empty
 
   struct Placement {
@@ -105,8 +113,6 @@ class WeightWatch {
     Quantizer* quantizer;
     Variable weight;
     OscillationTracker tracker;
-    OscillationTracker::Counts last;
-    int64_t flips;  ///< since the last report
   };
   std::vector<Watched> layers_;
   int64_t steps_ = 0;  ///< since the last report

@@ -54,13 +54,11 @@ Variable dampening_regularizer(Module& model) {
       const NoGrad off;
       values = q->apply(w).data();
     }
-    Tensor s = q->scale();  // of what was quantized just now
-    Shape rows = w.shape();
-    for (int d = 0; d < rows.ndim(); ++d)
-      if (s.numel() == 1 || d != w.ndim() + q->spec().axis) rows.set(d, 1);
+    const Tensor s = q->scale().to(w.device());  // of what was quantized just now
     Levels l = Levels::of(q->bits(), true);
     if (dynamic_cast<const StatsqQuantizer*>(q)) l.hi = -l.lo;
-    const Variable r = dampening(w, values, s.reshape(rows), l.lo, l.hi);
+    const int axis = s.numel() == 1 ? Coded::kPerTensor : q->spec().axis;
+    const Variable r = dampening(w, values, s, axis, l.lo, l.hi);
     sum = sum.defined() ? add(sum, r) : r;
   }
   return sum;

@@ -63,6 +63,11 @@ GroupLayout group_layout(const Shape& x, int axis, int64_t groups, std::string_v
   return l;
 }
 
+GroupLayout in_rows(GroupLayout l, const Shape& x) {
+  if (l.outer * l.groups == 1 && x.ndim() > 0 && x[-1] > 0) l.outer = x.numel() / x[-1], l.inner = x[-1];
+  return l;
+}
+
 Tensor mean_abs(const Tensor& x, const GroupLayout& l, double factor) {
   LOWBIT_ASSERT(x.numel() == l.members() * l.scales() && (l.outer == 1 || l.columns == 1));
   const Tensor packed = x.packed();

@@ -20,6 +20,9 @@ struct GroupLayout {
 /// Errors  shape, value, named `name`
 GroupLayout group_layout(const Shape& x, int axis, int64_t groups, std::string_view name);
 
+/// A single group as the rows of x's last dimension: runs that threads and blocks can share.
+GroupLayout in_rows(GroupLayout l, const Shape& x);
+
 /// mean[g·columns + c] = Σ |x[o, g, i, c]| / (outer·inner) · factor, of x's dtype; 0 for groups without
 /// elements. Order  columns = 1: row rule over i, column rule over o (inner = 1: column rule over o alone);
 ///        columns > 1: column rule over i      (docs/numerics.md, rules 3 and 4)

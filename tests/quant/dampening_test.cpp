@@ -19,6 +19,18 @@ namespace {
 
 std::vector<InputSpec> weights(Shape s) { return {{.name = "w", .shape = s, .lo = -3, .hi = 3}}; }
 
+OpCase per_tensor() {
+  return {.name = "dampening_per_tensor",
+          .inputs = weights({2, 3, 7}),
+          .fn =
+              [](std::span<const Variable> v) {
+                const DType t = v[0].dtype();
+                const Tensor q = fill("q", v[0].shape(), 0, 2).cast(t), s = Tensor::full({1}, 0.9, t);
+                return dampening(v[0], q.to(v[0].device()), s.to(v[0].device()), Coded::kPerTensor, -2, 1);
+              },
+          .perf = {.inputs = weights({768, 3072})}};
+}
+
 OpCase op() {
   return {.name = "dampening",
           .inputs = weights({4, 9}),
@@ -26,8 +38,8 @@ OpCase op() {
               [](std::span<const Variable> v) {
                 const DType t = v[0].dtype();
                 const Tensor q = fill("q", v[0].shape(), 0, 2).cast(t),
-                             s = fill("s", {v[0].size(0), 1}, 1, 0.3).cast(t);
-                return dampening(v[0], q.to(v[0].device()), s.to(v[0].device()), -2, 1);
+                             s = fill("s", {v[0].size(-2)}, 1, 0.3).cast(t);
+                return dampening(v[0], q.to(v[0].device()), s.to(v[0].device()), -2, -2, 1);
               },
           .sizes =
               [](int64_t n) {
@@ -36,12 +48,13 @@ OpCase op() {
           .misuse = {{"dtype",
                       [] {
                         dampening(Variable(Tensor::zeros({2, 3})), Tensor::zeros({2, 3}, DType::f64),
-                                  Tensor::zeros({1}), -2, 1);
+                                  Tensor::zeros({1}), Coded::kPerTensor, -2, 1);
                       },
-                      "sub: operands must share a dtype (got a=[2, 3] f32 cpu, b=[2, 3] f64 cpu)"}}};
+                      "dampening: w_q must be like w, s of its type (got w=[2, 3] f32 cpu, w_q=[2, 3] f64 "
+                      "cpu, s=[1] f32 cpu)"}}};
 }
 
-const bool registered = register_op_cases("Dampening", {op()});
+const bool registered = register_op_cases("Dampening", {op(), per_tensor()});
 
 TEST(OfqGolden, Dampening) {
   LOWBIT_GOLDEN_OR_SKIP(path, "ofq/losses.safetensors");
@@ -53,7 +66,7 @@ TEST(OfqGolden, Dampening) {
     const Variable w(g.tensor(name + "/in/w"), true);
     const Levels l = Levels::of(settings.at("bits"), true);
     const Tensor s = g.tensor(name + "/p/s");
-    const Variable loss = dampening(w, g.tensor(name + "/p/wq"), s.reshape({s.numel(), 1}), l.lo, l.hi);
+    const Variable loss = dampening(w, g.tensor(name + "/p/wq"), s, -2, l.lo, l.hi);
     loss.backward();
     expect_close(loss.data(), g.tensor(name + "/out/loss"), g.rtol(), g.atol(), name);
     expect_close(w.grad(), g.tensor(name + "/g_in/w"), g.rtol(), g.atol(), name + "/g_in/w");

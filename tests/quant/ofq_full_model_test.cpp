@@ -227,9 +227,9 @@ TEST(OfqGolden, FullDeitTinyPlainW2A2) { check_full("ofq/full_deit_t_plain_w2a2.
 TEST(OfqGolden, FullDeitTinyW2A2) { check_full("ofq/full_deit_t_qkr_w2a2.safetensors", Part::both); }
 TEST(OfqGolden, FullDeitTinyW4A4) { check_full("ofq/full_deit_t_qkr_w4a4.safetensors", Part::both); }
 TEST(OfqGolden, FullDeitTinyW8A8) { check_full("ofq/full_deit_t_qkr_w8a8.safetensors", Part::both); }
-TEST(OfqGolden, FullDeitSmallW2A2) { check_full("ofq/full_deit_s_qkr_w2a2.safetensors", Part::blocks); }
-TEST(OfqGolden, FullDeitSmallW3A3) { check_full("ofq/full_deit_s_qkr_w3a3.safetensors", Part::blocks); }
-TEST(OfqGolden, FullSwinTinyW2A2) { check_full("ofq/full_swin_t_qkr_w2a2.safetensors", Part::blocks); }
+TEST(OfqGolden, FullDeitSmallW2A2) { check_full("ofq/full_deit_s_qkr_w2a2.safetensors", Part::both); }
+TEST(OfqGolden, FullDeitSmallW3A3) { check_full("ofq/full_deit_s_qkr_w3a3.safetensors", Part::both); }
+TEST(OfqGolden, FullSwinTinyW2A2) { check_full("ofq/full_swin_t_qkr_w2a2.safetensors", Part::both); }
 TEST(OfqGolden, FullSwinTinyW3A3) { check_full("ofq/full_swin_t_qkr_w3a3.safetensors", Part::blocks); }
 TEST(OfqGolden, FullSwinTinyW8A8) { check_full("ofq/full_swin_t_qkr_w8a8.safetensors", Part::unresolved); }
 

@@ -110,7 +110,7 @@ TEST(OfqGolden, IterativeFreezing) {
       const auto at = [&](const char* p) { return part(p).select(0, step).clone(); };
       x.mutable_data().copy_from(at("in/w"));
       s.zero_grad(), x.zero_grad();
-      freezing.before_step(threshold);
+      freezing.before_step();
       const Variable y = layer.quantized_weight();
       expect_close(y.data(), at("out/wq"), g.rtol(), g.atol(), "out/wq");
       y.backward(at("g_out"));

@@ -11,6 +11,7 @@
 #include "quant/scheme/scheme.h"
 #include "tensor/core/thread_pool.h"
 #include "tests/support/golden.h"
+#include "tests/support/op_case.h"
 
 namespace lowbit::test {
 namespace {
@@ -60,7 +61,8 @@ TEST(OscillationGolden, Vvtq) {
       else
         EXPECT_NEAR(double(counts.oscillating) / double(w.numel()), logged[size_t(t)], 1e-6);
       Tensor codes = quantizer.codes(w).cast(DType::i8);
-      counts = tracker.update(codes);
+      tracker.update(codes);
+      counts = tracker.counts();
       expect_close(codes.cast(DType::f32), f.tensor(name + ".x_int").select(0, t).packed(), 0, 0, "codes");
       expect_state(f, tracker, name, "frequency", ".ema_oscillation", t);
       expect_state(f, tracker, name, "direction", ".prev_switch_dir", t);
@@ -85,7 +87,8 @@ TEST(OscillationGolden, Ofq) {
     for (int64_t t = 0; t < levels.size(0); ++t) {
       SCOPED_TRACE(t);
       Tensor codes = codes_of(levels.select(0, t).packed());
-      EXPECT_EQ(tracker.update(codes).oscillations, expected[size_t(t)].get<int64_t>());
+      tracker.update(codes);
+      EXPECT_EQ(tracker.counts().oscillations, expected[size_t(t)].get<int64_t>());
       if (!integers) continue;
       expect_close(codes.cast(DType::f32), f.tensor(name + "/out/x_int").select(0, t).packed(), 0, 0,
                    "codes");
@@ -114,7 +117,8 @@ TEST(Oscillation, FlipsThatTurnBackCountWhateverTheThreads) {
       uint8_t* c = codes.data<uint8_t>();
       for (int64_t i = 0; i < n; ++i)
         c[i] = i % 3 == 0 ? uint8_t(step % 2) : i % 3 == 1 ? uint8_t(step + 250) : 7;
-      const auto counts = tracker.update(codes);
+      tracker.update(codes);
+      const auto counts = tracker.counts();
       const int64_t jumping = (n + 2) / 3, climbing = (n + 1) / 3;
       EXPECT_EQ(counts.flips, step == 0 ? 0 : jumping + climbing);
       EXPECT_EQ(counts.oscillations, step < 2 ? 0 : jumping);
@@ -129,6 +133,49 @@ TEST(Oscillation, FlipsThatTurnBackCountWhateverTheThreads) {
   tracker.update(other);
   Tensor wrong = Tensor::zeros({4}, DType::u8);
   EXPECT_THROW(tracker.update(wrong), Error);
+}
+
+/// State, counts and overwritten codes after steps of codes that jump at random.
+TensorMap tracked(Device d, DType type, const OscillationSettings& settings) {
+  const Shape shape = {3, 3001};
+  OscillationTracker tracker(settings);
+  TensorMap all;
+  for (int step = 0; step < 8; ++step) {
+    if (step == 5) tracker.set_freeze_threshold(settings.freeze_threshold / 2);
+    Tensor host = Tensor::empty(shape, DType::i32);
+    for (int64_t i = 0; i < host.numel(); ++i) {
+      uint32_t h = (uint32_t(i) * 8 + uint32_t(step)) * 2654435761U;
+      h = (h ^ h >> 15) * 2246822519U;
+      host.data<int32_t>()[i] = int32_t((h ^ h >> 13) % 3);
+    }
+    Tensor codes = host.cast(type).to(d);
+    tracker.update(codes);
+    all[str_cat("codes", step)] = codes.to(Device{});
+    const auto c = tracker.counts();
+    const int64_t counts[] = {c.flips, c.oscillations, c.oscillating, c.all_flips};
+    all[str_cat("counts", step)] = Tensor::from(std::span<const int64_t>(counts), {4});
+    if (step == 3) tracker.forget_flips();
+  }
+  for (const auto& [name, t] : tracker.state()) all[name] = t.to(Device{});
+  return all;
+}
+
+TEST(OscillationCuda, StepsEqualTheCpu) {
+  if (!cuda_present()) GTEST_SKIP() << "no CUDA device";
+  for (const DType type : {DType::i8, DType::u8})
+    for (const double threshold : {0.0, 0.3})
+      for (const bool totals : {false, true}) {
+        const OscillationSettings s{
+            .momentum = 0.1, .freeze_threshold = threshold, .freeze_at_average = totals, .totals = totals};
+        const TensorMap cpu = tracked(Device{}, type, s), gpu = tracked(kGpu, type, s);
+        ASSERT_EQ(cpu.size(), gpu.size());
+        for (const auto& [name, t] : cpu) EXPECT_TRUE(equal_bits(t, gpu.at(name))) << name;
+        if (threshold == 0) continue;
+        int64_t frozen = 0;
+        for (const uint8_t f : cpu.at("frozen").to_vector<uint8_t>()) frozen += f;
+        EXPECT_GT(frozen, 100);
+        EXPECT_LT(frozen, cpu.at("frozen").numel());
+      }
 }
 
 TEST(Oscillation, DistancesToThresholds) {

@@ -44,8 +44,11 @@ class Reproduction {
  private:
   /// Smoke runs have names of their own, so that a real run does not go on from one.
   std::string run_name(const std::string& recipe) const { return smoke_ ? "smoke-" + recipe : recipe; }
+  std::filesystem::path folder(const std::string& recipe) const {
+    return std::filesystem::path(given_.text("output")) / run_name(recipe);
+  }
   std::string last_weights(const std::string& recipe) const {
-    return (std::filesystem::path(given_.text("output")) / run_name(recipe) / "last.safetensors").string();
+    return (folder(recipe) / "last.safetensors").string();
   }
 
   /// Sets --weights and --teacher-weights, after running what the recipe starts from.
@@ -63,6 +66,7 @@ class Reproduction {
       TrainOutcome before;
       if (const int code = run(find_recipe(start), true, before); code != kExitSuccess) return code;
       file = last_weights(start);
+      if (r.fact("moments") == "start") o.set("moments", folder(start).string(), OptionOrigin::command_line);
     }
     if (!file.empty()) o.set("weights", file, OptionOrigin::command_line);
     return kExitSuccess;

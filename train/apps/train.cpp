@@ -95,22 +95,25 @@ void write_identity(const Options& o, const std::vector<std::string>& command_li
   write_file_atomic(folder + "/args.json", o.args_json());
 }
 
+/// A run folder, or one of its checkpoint files.
+std::string run_folder(const std::string& path) {
+  return std::filesystem::is_regular_file(path) ? std::filesystem::absolute(path).parent_path().string()
+                                                : path;
+}
+
 /// The run folder that --resume names; empty for a fresh run.
 std::string folder_to_resume(const Options& o) {
   const std::string& from = o.text("resume");
   if (from == "none" || (from == "auto" && o.text("run").empty())) return "";
-  const std::string folder =
-      from == "auto" ? (std::filesystem::path(o.text("output")) / o.text("run")).string() : from;
-  if (std::filesystem::is_regular_file(folder))  // one of its checkpoint files
-    return std::filesystem::absolute(folder).parent_path().string();
-  return folder;
+  return run_folder(from == "auto" ? (std::filesystem::path(o.text("output")) / o.text("run")).string()
+                                   : from);
 }
 
 /// What --resume names; nothing for a fresh run.
 std::optional<RunCheckpoints::Resume> find_checkpoint(const Options& o, std::string& folder) {
-  const std::string& from = o.text("resume");
   folder = folder_to_resume(o);
   if (folder.empty()) return std::nullopt;
+  const std::string& from = o.text("resume");
   LOWBIT_CHECK(from == "auto" || std::filesystem::is_directory(folder), io, "resume", "'", folder,
                "' is no run folder; --resume takes auto, none or the folder of a run");
   auto found = RunCheckpoints(folder).load_last();
@@ -136,6 +139,17 @@ Options with_settled_choices(const Options& o, Communicator& ranks) {
   Options settled = with_backward(o, lead_text(ranks, kind));
   context().backward = backward_products(settled);
   return settled;
+}
+
+/// What --moments names.
+void take_moments(const Options& o, Trainer& trainer, Log& log) {
+  if (o.text("moments").empty()) return;
+  const std::string folder = run_folder(o.text("moments"));
+  LOWBIT_CHECK(std::filesystem::is_directory(folder), io, "moments", "'", folder, "' is no run folder");
+  const auto found = RunCheckpoints(folder).load_last();
+  LOWBIT_CHECK(found, io, "moments", "'", folder, "' holds no checkpoint");
+  trainer.take_moments(*found, folder);
+  log.info("the optimizer begins with the moments of " + folder);
 }
 
 /// Options that make the continued run another one than the run that is on disk.
@@ -237,6 +251,8 @@ int train_as(const Options& asked, const std::vector<std::string>& command_line,
     }
     log.info(str_cat("resumed after step ", trainer.outcome().steps));
     warn_of_changes(o, from, log);
+  } else {
+    take_moments(o, trainer, log);
   }
   check_ranks_agree(ranks, trainer, e.data, model, log);
   const auto make = [&] { return make_run_folder(o.text("output"), o.text("run"), model.config().name); };

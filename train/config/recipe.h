@@ -8,6 +8,7 @@
 //   #: unverified = 54.45              in its place: a number that was not confirmed
 //   #: images = 38 million (30 passes) the cost
 //   #: start = NAME                    the recipe whose weights it starts from
+//   #: moments = start                it goes on with the optimizer's moments of that run
 //   #: weights = FILE                  the public float weights that it, or its start, and its teacher need
 //   #: needs = soft-labels             an option without which it cannot run
 

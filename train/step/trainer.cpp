@@ -45,6 +45,13 @@ LoaderOptions loader_options(const Options& o, int64_t batch, bool drop_last, Lo
 /// on who computes it. No model needs 2^36 blocks of four.
 void seed_draws(int64_t number) { context().generator.set_state(uint64_t(number) << 36); }
 
+TensorMap part_of(const TensorMap& all, const std::string& prefix) {
+  TensorMap m;
+  for (const auto& [name, t] : all)
+    if (name.starts_with(prefix)) m[name.substr(prefix.size())] = t;
+  return m;
+}
+
 int64_t eval_batch(const Options& o) {
   return o.integer("eval-batch-size") > 0 ? o.integer("eval-batch-size") : o.integer("batch-size");
 }
@@ -186,6 +193,13 @@ void Trainer::open_pass() {
                                 {sum_.micro_batches(), sum_.first(), sum_.local()}));
 }
 
+void Trainer::take_moments(const RunCheckpoints::Resume& from, const std::string& what) {
+  const auto opt = from.state.meta.find("opt");
+  LOWBIT_CHECK(opt == from.state.meta.end() || opt->second == o_.text("opt"), io, "resume", what,
+               " was written with --opt ", opt->second);
+  optimizer_.load(part_of(from.state.tensors, "optim/"));
+}
+
 void Trainer::resume(const RunCheckpoints::Resume& from, const std::string& what) {
   const auto number = [&](const char* key) {
     const auto it = from.state.meta.find(key);
@@ -199,20 +213,12 @@ void Trainer::resume(const RunCheckpoints::Resume& from, const std::string& what
                  io, "resume", what, " lacks '", key, "'");
     return it->second.to_vector<double>();
   };
-  const auto part = [&](const std::string& prefix) {
-    TensorMap m;
-    for (const auto& [name, t] : from.state.tensors)
-      if (name.starts_with(prefix)) m[name.substr(prefix.size())] = t;
-    return m;
-  };
+  const auto part = [&](const char* prefix) { return part_of(from.state.tensors, prefix); };
   const WeightFile weights{what, FileFormat::safetensors, "", from.weights.tensors, {}};
   const WeightMatch match = match_weights(model_.state(), weights);
   LOWBIT_CHECK(match.complete(), io, "resume", what, " is the run of another model: ", match.examples());
   model_.load(from.weights.tensors);
-  const auto opt = from.state.meta.find("opt");
-  LOWBIT_CHECK(opt == from.state.meta.end() || opt->second == o_.text("opt"), io, "resume", what,
-               " was written with --opt ", opt->second);
-  optimizer_.load(part("optim/"));
+  take_moments(from, what);
   monitor_.load(part("osc/"));
   const TensorMap average = part("ema/");
   LOWBIT_CHECK(ema_.has_value() == !average.empty(), io, "resume", what, " was written ",
@@ -344,7 +350,10 @@ void Trainer::step(const std::vector<Loader::Batch>& parts) {
     sum_.begin(i);
     Variable logits, l;
     try {
-      if (i == 0 && freezing_) freezing_->before_step(scheduled("freeze-threshold"));
+      if (i == 0 && freezing_) {
+        freezing_->set_threshold(scheduled("freeze-threshold"));
+        freezing_->before_step();
+      }
       if (i == 0) monitor_.before_step();
       l = objective_(b, logits);
     } catch (const Error& e) {

@@ -45,6 +45,8 @@ class Trainer {
   /// Continues from a checkpoint of this run: every later bit is that of the uninterrupted run.
   /// Errors  io: not a checkpoint of this model and these options; its message begins with `what`
   void resume(const RunCheckpoints::Resume& from, const std::string& what);
+  /// Begins with the optimizer's moments and step count of another run of this model.   Errors  io
+  void take_moments(const RunCheckpoints::Resume& from, const std::string& what);
   /// `folder` is the run folder and exists. Ends at --epochs or --max-steps with an evaluation.
   /// Errors  numeric: loss not finite, with the op that made it so; io, run: data, disk
   TrainOutcome run(const std::string& folder, const StopRequest& stop);

@@ -2,11 +2,13 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <filesystem>
 #include <nlohmann/json.hpp>
 
 #include "tests/data/fixtures.h"
 #include "tests/train/apps/process.h"
+#include "train/checkpoint/state.h"
 
 namespace lowbit::test {
 namespace {
@@ -58,8 +60,32 @@ TEST_F(ReproSlow, SmokeOfAChainOfRecipes) {
   const auto args =
       nlohmann::json::parse(read_file(runs + "/smoke-ofq-deit-t-w2a2-cga/args.json"))["options"];
   EXPECT_EQ(args["weights"]["value"], runs + "/smoke-ofq-deit-t-w2a2/last.safetensors");
+  EXPECT_EQ(args["moments"]["value"], runs + "/smoke-ofq-deit-t-w2a2");
   EXPECT_EQ(args["cga-range"]["value"], "0.005");
   EXPECT_EQ(args["batch-size"]["value"], "2");
+}
+
+TEST(Moments, ComeFromAnotherRun) {
+  TempDir dir;
+  const Words common =
+      Words{"train", "--output", dir.path(), "--threads", "1"} + tiny_model() + tiny_data(16, 8);
+  ASSERT_EQ(lowbit_run(common + Words{"--run", "a", "--max-steps", "3"}).code, 0);
+  const Words next = common + Words{"--weights", dir / "a/last.safetensors", "--max-steps", "1"};
+  ASSERT_EQ(lowbit_run(next + Words{"--run", "fresh"}).code, 0);
+  ASSERT_EQ(lowbit_run(next + Words{"--run", "b", "--moments", dir / "a"}).code, 0);
+  const auto steps = [&](const char* run) {
+    const auto all = load_checkpoint(dir / (std::string(run) + "/last.state")).tensors;
+    const auto values = all.at("optim/steps").to_vector<int64_t>();
+    return *std::max_element(values.begin(), values.end());
+  };
+  EXPECT_EQ(steps("a"), 3);
+  EXPECT_EQ(steps("fresh"), 1);
+  EXPECT_EQ(steps("b"), 4);
+  const Outcome none = lowbit_run(next + Words{"--run", "c", "--moments", dir / "nowhere"});
+  EXPECT_EQ(none.code, 3);
+  EXPECT_NE(none.complaint().find("is no run folder"), std::string::npos);
+  const Outcome other = lowbit_run(next + Words{"--run", "d", "--moments", dir / "a", "--opt", "sgd"});
+  EXPECT_NE(other.complaint().find("was written with --opt adamw"), std::string::npos);
 }
 
 /// VVTQ from nothing: float training, its soft labels, quantized training on them.

@@ -55,9 +55,9 @@ TEST(Recipes, EveryRecipeIsSound) {
     EXPECT_FALSE(r.fact("row").empty());
     EXPECT_FALSE(r.fact("images").empty());
     for (const auto& [key, value] : r.facts)
-      EXPECT_TRUE(
-          std::set<std::string>({"row", "published", "unverified", "images", "start", "weights", "needs"})
-              .count(key))
+      EXPECT_TRUE(std::set<std::string>(
+                      {"row", "published", "unverified", "images", "start", "moments", "weights", "needs"})
+                      .count(key))
           << key;
     EXPECT_TRUE(std::isnan(r.published()) || (r.published() > 50 && r.published() < 90));
     std::set<std::string> chain = {r.name};

@@ -76,12 +76,13 @@ inline DataSets recorded_data(std::vector<RecordedBatches::Batch> batches, int64
 }
 
 /// The values of a metric in the training lines of a run folder.
-inline std::vector<double> logged(const std::string& folder, const std::string& metric) {
+inline std::vector<double> logged(const std::string& folder, const std::string& metric,
+                                  const std::string& split = "train") {
   std::vector<double> all;
   std::istringstream in(read_file(folder + "/metrics.jsonl"));
   for (std::string line; std::getline(in, line);) {
     const auto j = nlohmann::json::parse(line);
-    if (j.at("split") == "train") all.push_back(j.at(metric));
+    if (j.at("split") == split) all.push_back(j.at(metric));
   }
   return all;
 }
