@@ -367,7 +367,8 @@ void Trainer::step(const std::vector<Loader::Batch>& parts) {
     sum_.backward(i, l);
   }
   sum_.finish();
-  monitor_.after_backward(step_ + 1, arena_);
+  const bool look = !model_.device().is_cuda() || (step_in_epoch_ + 1) % o_.integer("log-every") == 0;
+  if (look) monitor_.after_backward(step_ + 1, arena_);
   if (annealing_) annealing_->before_update();
   if (freezing_) freezing_->before_update();
   if (o_.real("clip-grad") > 0)
@@ -378,7 +379,7 @@ void Trainer::step(const std::vector<Loader::Batch>& parts) {
   if (freezing_) freezing_->after_update();
   if (ema_) ema_->update();
   ++step_, ++step_in_epoch_;
-  monitor_.after_update(step_);
+  if (look) monitor_.after_update(step_);
 }
 
 void Trainer::report_step(double seconds, double waited) {
@@ -386,10 +387,12 @@ void Trainer::report_step(double seconds, double waited) {
   progress_.step = step_in_epoch_ - 1, progress_.steps = steps_per_epoch_;
   progress_.batch = images_per_step();
   progress_.step_time.add(seconds), progress_.data_time.add(waited);
-  progress_.flip_rate = monitor_.flip_rate();
   const bool line = step_in_epoch_ % o_.integer("log-every") == 0 || step_in_epoch_ == steps_per_epoch_;
   // Reading takes part of all ranks, and only the first may have a terminal.
-  if (line || !model_.device().is_cuda() || (ranks_.size() == 1 && log_.status_line())) take_results();
+  if (line || !model_.device().is_cuda() || (ranks_.size() == 1 && log_.status_line())) {
+    take_results();
+    progress_.flip_rate = monitor_.flip_rate();
+  }
   if (log_.status_line())
     log_.status(status_text(progress_));
   else if (line)
