@@ -4,6 +4,7 @@
 #include "autograd/ops/operand.h"
 #include "autograd/ops/reduce.h"
 #include "tensor/engine/accumulate.h"
+#include "tensor/engine/isa.h"
 
 namespace lowbit {
 namespace {
@@ -59,14 +60,15 @@ Tensor linear_forward(const Operand& x, const Operand& w, const Tensor& bias, co
   return y;
 }
 
-/// An integer product is cheap to repeat, and exact: whoever needs its result in backward need not keep it.
+/// An integer product is exact, and cheap to repeat where there is an instruction for it: whoever needs its
+/// result in backward need not keep it. Without one, repeating them would cost a tenth of a step.
 struct LinearNode final : Node {
   SavedOperand x, w;  // [T, K], [N, K]
   Saved bias;         // where the product replays
   Shape shape;
   bool integers = false;
   const char* name() const override { return "linear"; }
-  bool replays() const override { return integers; }
+  bool replays() const override { return integers && fast_integer_products(x.peek().device()); }
   Tensor replay() const override {
     return linear_forward(x.operand(name(), 0), w.operand(name(), 1),
                           bias.defined() ? bias.get(name(), 2) : Tensor{}, shape);

@@ -75,6 +75,8 @@ std::atomic<Isa>& selected() {
 
 Isa current_isa() { return selected().load(std::memory_order_relaxed); }
 
+bool fast_integer_products(Device d) { return d.is_cuda() || current_isa() >= Isa::avx512; }
+
 void set_isa(Isa isa) {
   LOWBIT_CHECK(isa_supported(isa), usage, "set_isa", "this machine cannot run ", isa_name(isa));
   selected() = isa;

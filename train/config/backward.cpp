@@ -24,7 +24,7 @@ const char* name_of(BackwardProducts p) {
 }  // namespace
 
 BackwardProducts fastest_backward(Device device) {
-  return device.is_cuda() || current_isa() >= Isa::avx512 ? BackwardProducts::int8x3 : BackwardProducts::f32;
+  return fast_integer_products(device) ? BackwardProducts::int8x3 : BackwardProducts::f32;
 }
 
 BackwardProducts backward_products(const Options& o) {
