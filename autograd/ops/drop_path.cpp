@@ -4,7 +4,7 @@
 
 #include "autograd/core/node.h"
 #include "autograd/ops/check.h"
-#include "tensor/core/context.h"
+#include "tensor/core/draws.h"
 #include "tensor/core/thread_pool.h"
 
 namespace lowbit {
@@ -64,7 +64,7 @@ Variable drop_path(const Variable& x, double p) {
   LOWBIT_CHECK(p >= 0 && p < 1, value, "drop_path", "p must be in [0, 1) (got ", p, ")");
   if (p == 0) return x;
   auto node = std::make_shared<DropPathNode>();
-  node->key = context().generator.reserve(uint64_t(x.size(0)));
+  node->key = reserve_draws(uint64_t(x.size(0)));
   node->p = p;
   Tensor y = masked(x.data(), node->key, p);
   return record(std::move(y), std::move(node), {x});

@@ -4,7 +4,7 @@
 
 #include "autograd/core/node.h"
 #include "autograd/ops/check.h"
-#include "tensor/core/context.h"
+#include "tensor/core/draws.h"
 #include "tensor/core/thread_pool.h"
 
 namespace lowbit {
@@ -69,7 +69,7 @@ Variable dropout(const Variable& x, double p) {
   LOWBIT_CHECK(p >= 0 && p < 1, value, "dropout", "p must be in [0, 1) (got ", p, ")");
   if (p == 0) return x;
   auto node = std::make_shared<DropoutNode>();
-  node->key = context().generator.reserve(uint64_t(x.numel()));
+  node->key = reserve_draws(uint64_t(x.numel()));
   node->p = p;
   Tensor y = masked(x.data(), node->key, p);
   return record(std::move(y), std::move(node), {x});

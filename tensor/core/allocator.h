@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <string>
 
 #include "tensor/core/device.h"
 
@@ -16,6 +17,10 @@ class Allocator {
   virtual void release(void* p, size_t bytes, Stream s) noexcept = 0;
   virtual void begin_pool(uint64_t pool_id) = 0;  ///< private pool (graph capture)
   virtual void end_pool(uint64_t pool_id) = 0;
+  /// The blocks of a pool become ordinary ones: no graph refers to them any more.
+  virtual void release_pool(uint64_t pool_id) = 0;
+  /// Says for which operation the blocks allocated since the last call are: that of the next kernel.
+  virtual void attribute(const char* /*op*/) {}
   struct Stats {
     size_t live = 0, peak = 0, cached = 0, calls = 0, misses = 0;
   };

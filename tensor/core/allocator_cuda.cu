@@ -1,5 +1,8 @@
 // Caching allocator, compute stream and transfers of each GPU.
 
+#include <algorithm>
+#include <cstring>
+#include <deque>
 #include <memory>
 
 #include "tensor/core/backend.h"
@@ -33,6 +36,7 @@ class CudaAllocator final : public CachingAllocator {
     const size_t step = bytes < (size_t(1) << 20) ? 512 : size_t(2) << 20;
     return (bytes + step - 1) / step * step;
   }
+  bool keeps_owners() const override { return true; }
   void* fresh(size_t size) override {
     DeviceScope scope(index_);
     void* p = nullptr;
@@ -50,12 +54,57 @@ class CudaAllocator final : public CachingAllocator {
   const int index_;
 };
 
+/// Pinned memory through which host data reach a device without anybody waiting: a piece is free again when
+/// the copy out of it has run.
+class Staging {
+ public:
+  void upload(void* dst, const void* src, size_t bytes, cudaStream_t stream) {
+    std::lock_guard lock(mutex_);
+    Piece& p = piece(bytes);
+    std::memcpy(p.memory, src, bytes);
+    check(cudaMemcpyAsync(dst, p.memory, bytes, cudaMemcpyHostToDevice, stream), "upload");
+    check(cudaEventRecord(p.copied, stream), "upload");
+  }
+
+ private:
+  struct Piece {
+    void* memory;
+    size_t bytes;
+    cudaEvent_t copied;
+  };
+  static constexpr size_t kSmallest = size_t(64) << 10, kMost = size_t(2) << 30;  ///< of all pieces together
+
+  Piece& piece(size_t bytes) {
+    const auto fits = [&](const Piece& p) { return p.bytes >= bytes && p.bytes / 4 <= bytes + kSmallest; };
+    Piece* busy = nullptr;
+    for (Piece& p : pieces_) {
+      if (!fits(p)) continue;
+      if (cudaEventQuery(p.copied) == cudaSuccess) return p;
+      cudaGetLastError();  // not ready
+      if (!busy) busy = &p;
+    }
+    if (busy && total_ + bytes > kMost) {  // the host is far ahead
+      check(cudaEventSynchronize(busy->copied), "upload");
+      return *busy;
+    }
+    Piece p{nullptr, std::max(bytes, kSmallest), nullptr};
+    check(cudaMallocHost(&p.memory, p.bytes), "upload");
+    check(cudaEventCreateWithFlags(&p.copied, cudaEventDisableTiming), "upload");
+    total_ += p.bytes;
+    return pieces_.emplace_back(p);
+  }
+  std::mutex mutex_;
+  std::deque<Piece> pieces_;
+  size_t total_ = 0;
+};
+
 struct Gpu {
   explicit Gpu(int index) : allocator(index) {
     DeviceScope scope(index);
     check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "stream");
   }
   CudaAllocator allocator;
+  Staging staging;
   cudaStream_t stream = nullptr;
 };
 
@@ -103,11 +152,55 @@ void synchronize(Device d) {
   check(cudaStreamSynchronize(gpu(d.index).stream), "synchronize");
 }
 
-constexpr CudaBackend backend{device_count, [](int index) -> Allocator& { return gpu(index).allocator; },
+void upload(void* dst, Device to, const void* src, size_t bytes) {
+  DeviceScope scope(to.index);
+  gpu(to.index).staging.upload(dst, src, bytes, gpu(to.index).stream);
+}
+
+void begin_capture(Device d) {
+  DeviceScope scope(d.index);
+  // Of this thread only: others may allocate, the loader's say.
+  check(cudaStreamBeginCapture(gpu(d.index).stream, cudaStreamCaptureModeThreadLocal), "graph");
+}
+
+void* end_capture(Device d, int64_t& nodes, std::string& why) {
+  DeviceScope scope(d.index);
+  cudaGraph_t graph = nullptr;
+  cudaGraphExec_t executable = nullptr;
+  size_t count = 0;
+  cudaError_t e = cudaStreamEndCapture(gpu(d.index).stream, &graph);
+  if (e == cudaSuccess) e = cudaGraphGetNodes(graph, nullptr, &count);
+  if (e == cudaSuccess) e = cudaGraphInstantiate(&executable, graph, 0);
+  if (e != cudaSuccess) why = cudaGetErrorString(e);
+  cudaGetLastError();
+  if (graph) cudaGraphDestroy(graph);
+  nodes = int64_t(count);
+  return executable;
+}
+
+void launch_graph(Device d, void* graph) {
+  DeviceScope scope(d.index);
+  check(cudaGraphLaunch(static_cast<cudaGraphExec_t>(graph), gpu(d.index).stream), "graph");
+}
+
+void destroy_graph(Device d, void* graph) noexcept {
+  DeviceScope scope(d.index);
+  cudaGraphExecDestroy(static_cast<cudaGraphExec_t>(graph));
+}
+
+constexpr CudaBackend backend{device_count,
+                              [](int index) -> Allocator& { return gpu(index).allocator; },
                               [](Device d) {
                                 return Stream{d, gpu(d.index).stream};
                               },
-                              transfer, synchronize};
+                              transfer,
+                              synchronize,
+                              upload,
+                              begin_capture,
+                              end_capture,
+                              launch_graph,
+                              destroy_graph,
+                              [] { return launched.load(); }};
 [[maybe_unused]] const bool registered = (set_cuda_backend(&backend), true);
 
 }  // namespace

@@ -5,6 +5,7 @@
 // header.
 
 #include <cstddef>
+#include <cstdint>
 #include <string>
 
 #include "tensor/core/allocator.h"
@@ -19,6 +20,15 @@ struct CudaBackend {
   /// Copies bytes between two places, at least one of them on a GPU. Host memory may be reused on return.
   void (*transfer)(void* dst, Device to, const void* src, Device from, size_t bytes);
   void (*synchronize)(Device d);  ///< waits for the work of the compute stream
+  /// As transfer() from host memory, through pinned memory and without waiting for the device.
+  void (*upload)(void* dst, Device to, const void* src, size_t bytes);
+  // A graph (tensor/core/device_graph.h): what the compute stream is given between begin and end.
+  void (*begin_capture)(Device d);
+  /// The executable graph and its number of nodes. Null, and the reason in `why`: it could not be recorded.
+  void* (*end_capture)(Device d, int64_t& nodes, std::string& why);
+  void (*launch_graph)(Device d, void* graph);
+  void (*destroy_graph)(Device d, void* graph) noexcept;  ///< after the device has done its work
+  int64_t (*launches)();  ///< of kernels so far, those of libraries not counted
 };
 
 void set_cuda_backend(const CudaBackend* backend);

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "tensor/core/device_graph.h"
 #include "tensor/core/error.h"
 
 namespace lowbit {
@@ -22,6 +23,9 @@ void* CachingAllocator::take(size_t size) {
     }
     ++stats_.misses;
   }
+  // Pool 0: the host's own memory, which a captured step may use.
+  LOWBIT_CHECK(pool_ == 0 || !capturing(), capture, "allocate",
+               "a step needs the memory that its rehearsal did (got ", size, " bytes more)");
   void* p = fresh(size);
   if (!p) {
     trim_locked();
@@ -37,9 +41,9 @@ void* CachingAllocator::allocate(size_t bytes, Stream s) {
   std::lock_guard lock(mutex_);
   ++stats_.calls;
   void* const p = take(size);
-  LOWBIT_CHECK(p, run, "allocate", "out of memory (got ", bytes, " bytes requested, ", stats_.live,
-               " live on ", s.device.str(), ")");
+  if (!p) fail_full(bytes, s.device);
   add_live(size);
+  if (keeps_owners()) owned_[p] = {size, nullptr}, unowned_.push_back(p);
   return p;
 }
 
@@ -48,6 +52,7 @@ void CachingAllocator::release(void* p, size_t bytes, Stream) noexcept {
   const size_t size = size_class(bytes);
   std::lock_guard lock(mutex_);
   stats_.live -= size;
+  if (keeps_owners()) owned_.erase(p);
   if (joins(size)) return give_back({&p, 1});
   stats_.cached += size;
   const auto it = private_.find(p);
@@ -62,6 +67,42 @@ void CachingAllocator::begin_pool(uint64_t pool_id) {
 void CachingAllocator::end_pool(uint64_t) {
   std::lock_guard lock(mutex_);
   pool_ = 0;
+}
+
+void CachingAllocator::release_pool(uint64_t pool_id) {
+  std::lock_guard lock(mutex_);
+  std::erase_if(private_, [&](const auto& block) { return block.second == pool_id; });
+  for (auto it = free_.lower_bound({pool_id, 0}); it != free_.end() && it->first.first == pool_id;) {
+    auto& ordinary = free_[{0, it->first.second}];
+    ordinary.insert(ordinary.end(), it->second.begin(), it->second.end());
+    it = free_.erase(it);
+  }
+}
+
+void CachingAllocator::attribute(const char* op) {
+  if (!keeps_owners()) return;
+  std::lock_guard lock(mutex_);
+  for (void* const p : unowned_)
+    if (const auto it = owned_.find(p); it != owned_.end() && !it->second.op) it->second.op = op;
+  unowned_.clear();
+}
+
+/// "; by operation: linear.fwd 512 MiB, …", the largest first.
+std::string CachingAllocator::owners() const {
+  std::map<std::string, size_t> by_op;
+  for (const auto& [p, owned] : owned_) by_op[owned.op ? owned.op : "other"] += owned.size;
+  std::vector<std::pair<size_t, std::string>> order;
+  for (const auto& [op, bytes] : by_op) order.emplace_back(bytes, op);
+  std::sort(order.rbegin(), order.rend());
+  std::string s;
+  for (const auto& [bytes, op] : order) s += str_cat(s.empty() ? "; by operation: " : ", ", op, " ", bytes);
+  return s;
+}
+
+void CachingAllocator::fail_full(size_t bytes, Device d) const {
+  fail(ErrorKind::run, "allocate",
+       str_cat("out of memory (got ", bytes, " bytes requested, ", stats_.live, " live on ", d.str(),
+               owners(), ")"));
 }
 
 Allocator::Stats CachingAllocator::stats() const {

@@ -5,6 +5,7 @@
 #include <map>
 #include <mutex>
 #include <span>
+#include <string>
 #include <unordered_map>
 #include <utility>
 #include <vector>
@@ -14,13 +15,16 @@
 namespace lowbit {
 
 /// Blocks are reused in stream order: with the one compute stream of a device, release-then-reuse needs no
-/// event. A block belongs for ever to the pool it was allocated in (0, or the pool of a graph capture).
+/// event. A block belongs to the pool it was allocated in: 0, or that of captured graphs until
+/// release_pool(). While a graph is captured no memory can be taken from the system.
 class CachingAllocator : public Allocator {
  public:
   void* allocate(size_t bytes, Stream s) override;
   void release(void* p, size_t bytes, Stream s) noexcept override;
   void begin_pool(uint64_t pool_id) override;
   void end_pool(uint64_t pool_id) override;
+  void release_pool(uint64_t pool_id) override;
+  void attribute(const char* op) override;
   Stats stats() const override;
   void reset_peak() override;
   /// Gives the cached blocks outside of private pools back; a captured graph keeps the addresses of its pool.
@@ -35,6 +39,8 @@ class CachingAllocator : public Allocator {
   virtual bool joins(size_t /*size*/) const { return false; }
   virtual size_t joined_free() const { return 0; }
   virtual void trim_joined() {}
+  /// Keep who owns every live block, for the error of a device that is full.
+  virtual bool keeps_owners() const { return false; }
   void count_miss() { ++stats_.misses; }
   void count_live(int64_t size);  ///< for blocks that do not pass through the cache
 
@@ -42,11 +48,19 @@ class CachingAllocator : public Allocator {
   void* take(size_t size);
   void add_live(size_t size);
   void trim_locked();
+  [[noreturn]] void fail_full(size_t bytes, Device d) const;
+  std::string owners() const;
 
   mutable std::mutex mutex_;
   uint64_t pool_ = 0;
   std::map<std::pair<uint64_t, size_t>, std::vector<void*>> free_;
   std::unordered_map<void*, uint64_t> private_;  ///< pools of the blocks that are not in pool 0
+  struct Owned {
+    size_t size;
+    const char* op;  ///< null until the next kernel
+  };
+  std::unordered_map<void*, Owned> owned_;  ///< live blocks, where keeps_owners()
+  std::vector<void*> unowned_;              ///< since the last kernel
   Stats stats_;
 };
 

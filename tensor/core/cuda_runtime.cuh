@@ -3,8 +3,10 @@
 
 #include <cuda_runtime.h>
 
+#include <atomic>
 #include <utility>
 
+#include "tensor/core/allocator.h"
 #include "tensor/core/device.h"
 #include "tensor/core/error.h"
 
@@ -17,6 +19,13 @@ inline void check(cudaError_t e, const char* op) {
 }
 inline cudaStream_t handle(Stream s) { return static_cast<cudaStream_t>(s.handle); }
 
+inline std::atomic<int64_t> launched = 0;  ///< kernels so far
+/// A kernel is about to be started: it is the one that the newest blocks of memory are for.
+inline void account(const char* op, Stream s) {
+  ++launched;
+  allocator(s.device).attribute(op);
+}
+
 /// Starts a kernel and reports a bad configuration; errors of the kernel itself show up at the next
 /// synchronisation.
 template <class... Params, class... Args>
@@ -26,6 +35,7 @@ void launch(const char* op, void (*kernel)(Params...), dim3 grid, unsigned threa
   config.gridDim = grid;
   config.blockDim = dim3(threads);
   config.stream = handle(stream);
+  account(op, stream);
   check(cudaLaunchKernelEx(&config, kernel, std::forward<Args>(args)...), op);
 }
 
@@ -43,6 +53,7 @@ void launch_shared(const char* op, void (*kernel)(Params...), dim3 grid, unsigne
   config.blockDim = dim3(threads);
   config.dynamicSmemBytes = bytes;
   config.stream = handle(stream);
+  account(op, stream);
   check(cudaLaunchKernelEx(&config, kernel, std::forward<Args>(args)...), op);
 }
 

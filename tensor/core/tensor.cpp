@@ -5,6 +5,7 @@
 #include "tensor/core/allocator.h"
 #include "tensor/core/backend.h"
 #include "tensor/core/copy.h"
+#include "tensor/core/device_graph.h"
 
 namespace lowbit {
 
@@ -211,6 +212,12 @@ Tensor Tensor::cast(DType t) const {
 }
 
 void Tensor::copy_from(const Tensor& src) {
+  const bool upload = device().is_cuda() && !src.device().is_cuda() && src.shape() == shape_ &&
+                      src.dtype() == dtype_ && contiguous() && src.contiguous() && !capturing();
+  if (upload && numel() > 0) {  // no copy in between
+    require_cuda_backend("to").upload(mutable_view().data, device(), src.raw(), bytes());
+    return;
+  }
   const Tensor here = src.to(device()), s = here.shape() == shape_ ? here : here.expand(shape_);
   strided_copy(CopyArgs{mutable_view(), s.view()}, device());
 }
@@ -220,9 +227,16 @@ void Tensor::fill(double v) { strided_fill(FillArgs{mutable_view(), v}, device()
 Tensor Tensor::to(Device d) const {
   if (!defined() || d == device()) return *this;
   const CudaBackend& backend = require_cuda_backend("to");
+  LOWBIT_CHECK(!capturing(), capture, "to",
+               "nothing passes between host and device while a step is captured (got ", str(), " to ",
+               d.str(), ")");
   const Tensor from = packed();
   Tensor r = empty(shape_, dtype_, d);
-  if (numel() > 0) backend.transfer(r.raw(), d, from.raw(), device(), bytes());
+  if (numel() == 0) return r;
+  if (device().is_cuda())
+    backend.transfer(r.raw(), d, from.raw(), device(), bytes());
+  else
+    backend.upload(r.raw(), d, from.raw(), bytes());
   return r;
 }
 

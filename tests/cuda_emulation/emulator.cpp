@@ -5,6 +5,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
@@ -179,7 +180,49 @@ void run(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>
 
 cudaError_t remember(cudaError_t e) { return e == cudaSuccess ? e : last_error = e; }
 
+// ---- capture
+// -----------------------------------------------------------------------------------------------------
+
+struct Recording {
+  std::vector<std::function<void()>> nodes;
+  bool spoiled = false;
+};
+Recording* recording = nullptr;  ///< of the one stream, while it is captured
+struct Counters {
+  std::atomic<int64_t> launches = 0, copies = 0, graph_launches = 0, allocations = 0, waits = 0;
+} counted;
+
+/// For calls that a captured stream does not allow.
+bool refused() {
+  if (recording) recording->spoiled = true;
+  return recording != nullptr;
+}
+cudaError_t refusal() { return remember(cudaErrorStreamCaptureUnsupported); }
+cudaError_t wait_for_all() {
+  ++counted.waits;
+  return refused() ? refusal() : cudaSuccess;
+}
+
+/// Runs `work` now, or keeps it for the graph.
+void start_or_record(std::function<void()> work) {
+  if (recording)
+    recording->nodes.push_back(std::move(work));
+  else
+    work();
+}
+
 }  // namespace
+
+struct EmulatedGraph {
+  std::vector<std::function<void()>> nodes;
+};
+
+/// Calls of the program so far, what a graph does inside not counted: kernels, copies, graphs, allocations,
+/// waits (tests/support/device_calls.h).
+extern "C" void cuda_emulation_calls(int64_t* to) {
+  to[0] = counted.launches, to[1] = counted.copies, to[2] = counted.graph_launches;
+  to[3] = counted.allocations, to[4] = counted.waits;
+}
 
 void __syncthreads() { yield_as(State::block_barrier); }
 
@@ -192,7 +235,8 @@ const void* cuda_emulation::exchange(const void* mine, size_t bytes) {
 }
 
 void cuda_emulation::launch(dim3 grid, dim3 block, size_t shared_bytes, void*, std::function<void()> f) {
-  run(grid, block, shared_bytes, f);
+  ++counted.launches;
+  start_or_record([=, f = std::move(f)] { run(grid, block, shared_bytes, f); });
 }
 
 void* cuda_emulation::dynamic_shared() { return shared_memory; }
@@ -215,6 +259,12 @@ const char* cudaGetErrorString(cudaError_t e) {
       return "out of memory";
     case cudaErrorInvalidConfiguration:
       return "invalid configuration argument";
+    case cudaErrorNotReady:
+      return "device not ready";
+    case cudaErrorStreamCaptureUnsupported:
+      return "operation not permitted when stream is capturing";
+    case cudaErrorStreamCaptureInvalidated:
+      return "operation failed due to a previous error during capture";
     default:
       return "invalid device ordinal";
   }
@@ -224,12 +274,14 @@ cudaError_t cudaGetDeviceCount(int* count) { return *count = 1, cudaSuccess; }
 cudaError_t cudaDriverGetVersion(int* version) { return *version = 1, cudaSuccess; }
 cudaError_t cudaGetDevice(int* d) { return *d = 0, cudaSuccess; }
 cudaError_t cudaSetDevice(int d) { return remember(d == 0 ? cudaSuccess : cudaErrorInvalidDevice); }
-cudaError_t cudaDeviceSynchronize() { return cudaSuccess; }
+cudaError_t cudaDeviceSynchronize() { return wait_for_all(); }
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* s, unsigned) { return *s = nullptr, cudaSuccess; }
-cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
+cudaError_t cudaStreamSynchronize(cudaStream_t) { return wait_for_all(); }
 
 cudaError_t cudaMalloc(void** p, size_t bytes) {
   std::lock_guard lock(device);
+  ++counted.allocations;
+  if (refused()) return refusal();
   if (!arena) {
     arena = static_cast<char*>(
         mmap(nullptr, kArena, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
@@ -246,13 +298,58 @@ cudaError_t cudaMalloc(void** p, size_t bytes) {
   if (open_count) mprotect(*p, size, PROT_READ | PROT_WRITE);
   return cudaSuccess;
 }
-cudaError_t cudaFree(void*) { return cudaSuccess; }  // addresses are not used twice, so that stale ones show
+cudaError_t cudaFree(void*) {  // addresses are not used twice, so that stale ones show
+  ++counted.waits;
+  return refused() ? refusal() : cudaSuccess;
+}
+cudaError_t cudaMallocHost(void** p, size_t bytes) {
+  ++counted.allocations;
+  if (refused()) return refusal();
+  *p = std::malloc(bytes);
+  return *p ? cudaSuccess : remember(cudaErrorMemoryAllocation);
+}
 
 cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind, cudaStream_t) {
-  Open open;
-  std::memmove(to, from, bytes);
+  ++counted.copies;
+  start_or_record([=] {
+    Open open;
+    std::memmove(to, from, bytes);
+  });
   return cudaSuccess;
 }
 cudaError_t cudaMemcpyPeerAsync(void* to, int, const void* from, int, size_t bytes, cudaStream_t s) {
   return cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, s);
 }
+
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t* e, unsigned) { return *e = nullptr, cudaSuccess; }
+cudaError_t cudaEventRecord(cudaEvent_t, cudaStream_t) { return cudaSuccess; }
+cudaError_t cudaEventQuery(cudaEvent_t) { return refused() ? refusal() : cudaSuccess; }
+cudaError_t cudaEventSynchronize(cudaEvent_t) { return wait_for_all(); }
+
+cudaError_t cudaStreamBeginCapture(cudaStream_t, cudaStreamCaptureMode) {
+  if (refused()) return refusal();
+  recording = new Recording;
+  return cudaSuccess;
+}
+cudaError_t cudaStreamEndCapture(cudaStream_t, cudaGraph_t* graph) {
+  *graph = nullptr;
+  if (!recording) return refusal();
+  const std::unique_ptr<Recording> done(std::exchange(recording, nullptr));
+  if (done->spoiled) return remember(cudaErrorStreamCaptureInvalidated);
+  *graph = new EmulatedGraph{std::move(done->nodes)};
+  return cudaSuccess;
+}
+cudaError_t cudaGraphGetNodes(cudaGraph_t graph, cudaGraphNode_t*, size_t* count) {
+  return *count = graph->nodes.size(), cudaSuccess;
+}
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t* executable, cudaGraph_t graph, unsigned long long) {
+  return *executable = new EmulatedGraph(*graph), cudaSuccess;
+}
+cudaError_t cudaGraphLaunch(cudaGraphExec_t executable, cudaStream_t) {
+  ++counted.graph_launches;
+  if (refused()) return refusal();
+  for (const auto& node : executable->nodes) node();
+  return cudaSuccess;
+}
+cudaError_t cudaGraphDestroy(cudaGraph_t graph) { return delete graph, cudaSuccess; }
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t executable) { return delete executable, cudaSuccess; }
