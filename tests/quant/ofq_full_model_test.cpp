@@ -130,8 +130,15 @@ void check_blocks(TieNetwork& net, const GoldenFile& g, const std::string& name,
     if (before > tolerance && !resolve) {
       EXPECT_LE(before, 0.1);
     } else if (before > tolerance) {
-      net.resolve([&] { return fine ? run().worst / tolerance : run().l2 / kSameL2; }, [] { return 0; },
-                  [] { return INT64_MAX; });
+      // Every tie that is moved back takes its share from the sum of squares; at 8 bits there are too many to
+      // find all.
+      const auto error = [&] {
+        const Difference d = run();
+        if (!fine) return d.l2 / kSameL2;
+        return d.worst <= tolerance ? 0 : std::max(d.l2 / kSameL2, 1.01);
+      };
+      net.resolve(
+          error, [] { return 0; }, [] { return INT64_MAX; });
       EXPECT_LE(run().worst, fine ? tolerance : kClose);
     }
     for (const auto& breaker : net.breakers) {
@@ -157,16 +164,21 @@ void check_scales(TieNetwork& net, const GoldenFile& g, const std::string& name)
   }
 }
 
+/// Of two tokens of the first image, from those that the file has of a block.
+double token_difference(const TieNetwork& net, const GoldenFile& g, const std::string& at, size_t block) {
+  const Tensor y = as_tokens(net.outputs.at(block)), part = g.tensor(at + "/first_tokens");
+  const Tensor first = part.reshape({part.size(-2), part.size(-1)});
+  return difference(y.select(0, 0).slice(0, 0, first.size(0)).slice(1, 0, first.size(1)), first).worst;
+}
+
 /// How far the output of a block in the whole network is from what the file has of it: two tokens of the
 /// first image, root mean square and mean of each image, over what float rounding explains. At most 1: the
 /// same.
 double distance(const TieNetwork& net, const GoldenFile& g, const std::string& at, size_t block) {
-  const Tensor y = as_tokens(net.outputs.at(block)), part = g.tensor(at + "/first_tokens");
-  const Tensor first = part.reshape({part.size(-2), part.size(-1)});
+  const Tensor y = as_tokens(net.outputs.at(block));
   const auto sizes = g.tensor(at + "/rms_per_image").to_vector<float>(),
              means = g.tensor(at + "/mean_per_image").to_vector<float>();
-  double far =
-      difference(y.select(0, 0).slice(0, 0, first.size(0)).slice(1, 0, first.size(1)), first).worst / kClose;
+  double far = token_difference(net, g, at, block) / kClose;
   for (size_t b = 0; b < sizes.size(); ++b) {
     const Tensor image = y.select(0, int64_t(b));
     double sum = 0;
@@ -178,13 +190,19 @@ double distance(const TieNetwork& net, const GoldenFile& g, const std::string& a
   return far;
 }
 
-/// The whole network, block by block. At 8 bits, where the ties are not resolved, the logits are compared as
-/// a whole: one value that rounds the other way changes those of a network with random weights by 5 to 80 %.
+/// The whole network, block by block. At 8 bits, where only the ties of blocks alone are resolved, the stored
+/// tokens behind the first block must be the file's (other tokens already round the other way there), and the
+/// logits are compared as a whole: by the file's own words one value that rounds the other way changes them
+/// by 5 to 50 %.
 void check_network(TieNetwork& net, const GoldenFile& g, const std::string& name, const Json& s) {
   const Tensor images = fill_expression(s.at("input"));
   const bool fine = is_fine(s);
   net.run_block = [&](const std::string& b, const Tensor& x) { return run_block(net.twin->at(b), x); };
-  if (!fine) {
+  if (fine) {
+    net.forward(images, 0);
+    EXPECT_LE(token_difference(net, g, name + "/layer/" + net.blocks[0], 0), kClose);
+    net.rewind();
+  } else {
     const size_t equal =
         net.walk(images, [&](size_t b) { return distance(net, g, name + "/layer/" + net.blocks[b], b); });
     std::printf("%s: %zu of %zu blocks of the whole network equal the file's, %zu ties moved\n", name.c_str(),
