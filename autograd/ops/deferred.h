@@ -3,6 +3,7 @@
 // ops only.
 
 #include "autograd/core/variable.h"
+#include "autograd/ops/layer_norm.h"
 #include "autograd/ops/operand.h"
 
 namespace lowbit {
@@ -17,6 +18,23 @@ struct DeferredScores final : Deferred {
 
 /// Softmax over the last dimension of values that were put off as well.
 struct DeferredSoftmax final : Deferred {
+  Variable x;
+  Tensor values() const override;
+};
+
+/// Layer norm of x; mean and rstd are written by whoever computes it.
+struct DeferredLayerNorm final : Deferred {
+  Tensor x, gamma, beta, mean, rstd;
+  View mean_view, rstd_view;  ///< taken before the tensors were saved, since writing counts as a change
+  double eps = 0;
+  mutable bool computed = false;  ///< mean and rstd are there
+  /// All but y, for a kernel that is called with them.
+  LayerNormFwdArgs args() const;
+  Tensor values() const override;
+};
+
+/// gelu(x).
+struct DeferredGelu final : Deferred {
   Variable x;
   Tensor values() const override;
 };

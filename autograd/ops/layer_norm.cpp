@@ -2,6 +2,7 @@
 
 #include "autograd/core/node.h"
 #include "autograd/ops/check.h"
+#include "autograd/ops/deferred.h"
 #include "tensor/engine/column.h"
 #include "tensor/engine/row.h"
 
@@ -26,24 +27,24 @@ void backward_cpu(const LayerNormBwdArgs& a, Stream) {
 
 int64_t row_count(const Tensor& x) { return x.size(-1) ? x.numel() / x.size(-1) : 0; }
 
-Tensor forward(const Tensor& x, const Tensor& gamma, const Tensor& beta, double eps, Tensor& mean,
-               Tensor& rstd) {
-  const int64_t rows = row_count(x);
-  Tensor y = Tensor::empty(x.shape(), x.dtype(), x.device());
-  mean = Tensor::empty({rows}, x.dtype(), x.device());
-  rstd = Tensor::empty({rows}, x.dtype(), x.device());
-  layer_norm_fwd({y.mutable_view(), mean.mutable_view(), rstd.mutable_view(), x.view(), gamma.view(),
-                  beta.view(), rows, x.size(-1), eps},
-                 x.device());
-  return y;
+std::shared_ptr<DeferredLayerNorm> prepared(const Tensor& x, const Tensor& gamma, const Tensor& beta,
+                                            double eps) {
+  auto n = std::make_shared<DeferredLayerNorm>();
+  n->x = x, n->gamma = gamma, n->beta = beta, n->eps = eps;
+  n->mean = Tensor::empty({row_count(x)}, x.dtype(), x.device());
+  n->rstd = Tensor::empty({row_count(x)}, x.dtype(), x.device());
+  n->mean_view = n->mean.mutable_view(), n->rstd_view = n->rstd.mutable_view();
+  return n;
 }
 
 struct LayerNormNode final : Node {
   Saved x, mean, rstd, gamma, beta;
   double eps = 0;
+  std::shared_ptr<const DeferredLayerNorm> later;  // of the forward
   const char* name() const override { return "layer_norm"; }
   void backward(const Tensor& gy, GradSink& gx) override {
     const bool gain = gx.wants(1) || gx.wants(2);
+    if (later && !later->computed) later->values();    // nobody has asked for the output
     Tensor dx = gx.wants(0) ? gx.alloc(0) : Tensor{};  // [..., C]
     const auto output = [&](int i) {                   // [C]; both are computed when one is wanted
       return gx.wants(i) ? gx.alloc(i)
@@ -61,10 +62,11 @@ struct LayerNormNode final : Node {
   }
   bool replays() const override { return true; }
   Tensor replay() const override {
-    Tensor m, r;
-    return forward(x.get(name(), 0), gamma.get(name(), 3), beta.get(name(), 4), eps, m, r);
+    return prepared(x.get(name(), 0), gamma.get(name(), 3), beta.get(name(), 4), eps)->values();
   }
-  void release() override { x.release(), mean.release(), rstd.release(), gamma.release(), beta.release(); }
+  void release() override {
+    x.release(), mean.release(), rstd.release(), gamma.release(), beta.release(), later.reset();
+  }
   std::vector<Tensor> saved() const override { return {x.peek(), mean.peek(), rstd.peek(), gamma.peek()}; }
 };
 
@@ -81,18 +83,31 @@ void check_operands(const Variable& x, const Variable& gamma, const Variable& be
 
 }  // namespace
 
+LayerNormFwdArgs DeferredLayerNorm::args() const {
+  computed = true;
+  return {{}, mean_view, rstd_view, x.view(), gamma.view(), beta.view(), row_count(x), x.size(-1), eps};
+}
+Tensor DeferredLayerNorm::values() const {
+  Tensor y = Tensor::empty(x.shape(), x.dtype(), x.device());
+  LayerNormFwdArgs a = args();
+  a.y = y.mutable_view();
+  layer_norm_fwd(a, x.device());
+  return y;
+}
+
 KernelSlot<LayerNormFwdArgs> layer_norm_fwd{"layer_norm.fwd", forward_cpu};
 KernelSlot<LayerNormBwdArgs> layer_norm_bwd{"layer_norm.bwd", backward_cpu};
 
 Variable layer_norm(const Variable& v, const Variable& gamma, const Variable& beta, double eps) {
   check_operands(v, gamma, beta, eps);
   const Tensor x = v.data().packed(), w = gamma.data().packed(), b = beta.data().packed();
-  Tensor mean, rstd;
-  Tensor y = forward(x, w, b, eps, mean, rstd);
+  auto later = prepared(x, w, b, eps);
   auto node = std::make_shared<LayerNormNode>();
-  node->x.set(x), node->mean.set(mean), node->rstd.set(rstd), node->gamma.set(w);
-  node->beta.set(b), node->eps = eps;
-  return record(std::move(y), std::move(node), {v, gamma, beta});
+  node->x.set(x), node->mean.set(later->mean), node->rstd.set(later->rstd), node->gamma.set(w);
+  node->beta.set(b), node->eps = eps, node->later = later;
+  if (x.device().is_cuda() && x.dtype() == DType::f32 && may_defer())  // on the CPU one pass is no gain
+    return record(std::move(later), x.shape(), x.device(), std::move(node), {v, gamma, beta});
+  return record(later->values(), std::move(node), {v, gamma, beta});
 }
 
 }  // namespace lowbit

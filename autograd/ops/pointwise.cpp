@@ -2,6 +2,7 @@
 
 #include "autograd/core/node.h"
 #include "autograd/ops/check.h"
+#include "autograd/ops/deferred.h"
 #include "tensor/engine/pointwise.h"
 
 namespace lowbit {
@@ -52,16 +53,29 @@ template <class F>
 Variable unary(const char* op, F f, const KernelSlot<UnaryFwdArgs<F>>& fwd,
                const KernelSlot<UnaryBwdArgs<F>>& bwd, const Variable& v) {
   check_float(op, "x", v);
+  auto node = std::make_shared<UnaryNode<F>>(f, op, &fwd, &bwd);
+  if (F::saves == Saves::input) node->value.set(v);
+  if constexpr (std::is_same_v<F, pointwise::Gelu>)
+    if (v.device().is_cuda() && v.dtype() == DType::f32 && may_defer()) {  // on the CPU one pass is no gain
+      auto later = std::make_shared<DeferredGelu>();
+      later->x = v;
+      return record(std::move(later), v.shape(), v.device(), std::move(node), {v});
+    }
   const Tensor& x = v.data();
   Tensor y = Tensor::empty(x.shape(), x.dtype(), x.device());
   fwd({f, y.mutable_view(), x.view()}, x.device());
-  auto node = std::make_shared<UnaryNode<F>>(f, op, &fwd, &bwd);
-  if (F::saves == Saves::input) node->value.set(v);
   if (F::saves == Saves::output) node->value.set(Variable(y));
   return record(y, node, {v});
 }
 
 }  // namespace
+
+Tensor DeferredGelu::values() const {
+  const Tensor& from = x.data();
+  Tensor y = Tensor::empty(from.shape(), from.dtype(), from.device());
+  gelu_fwd({pointwise::Gelu{}, y.mutable_view(), from.view()}, from.device());
+  return y;
+}
 
 #define LOWBIT_DEFINE_UNARY_SLOTS(F, name)                              \
   KernelSlot<UnaryFwdArgs<F>> name##_fwd{#name ".fwd", forward_cpu<F>}; \

@@ -1,17 +1,15 @@
 #pragma once
 // Quantized attention in one kernel: integer scores → softmax → codes of the probabilities → context.
 //
-// Shapes   q [B, H or 1, N, D], k, v [B, H, M, D]: codes; scores, probabilities [B, H, N, M]; context [B, H,
-// N, D] Forward  the composition of attention_scores, softmax, fake_quant_lsq and attention_context, bit for
-// bit;
-//          scores and probabilities leave the chip as codes only, and these only where backward needs them
+// Shapes   q [B, H or 1, N, D], k, v [B, H, M, D]: codes; scores, probabilities [B, H, N, M];
+//          context [B, H, N, D]
+// Forward  the composition of attention_scores, softmax, fake_quant_lsq and attention_context, bit for bit.
+//          Probabilities leave the chip as codes only, and these only where backward needs them
 // Grad     from dL/dprobs: scores and probabilities are made again from the codes of q and k, then the
-// gradients of
-//          quantizer and softmax in one pass, and the sums for scale, offset and bits
+//          gradients of quantizer and softmax in one pass, and the sums for scale, offset and bits
 // Saves    codes of q and k (shared)
 // Order    row rule for the softmax; the sums of fake_quant_lsq: runs of elements that share a group, cut
-// into
-//          chunks of 4096 that may begin inside a row
+//          into chunks of 4096, which may begin inside a row
 // Applies  where fake_quant_lsq is given a softmax of integer scores that nobody has asked for, and
 //          attention_probs_fit(); otherwise the composition runs
 // Source   Esser et al. 2020 (LSQ) for the quantizer; none for the fusion

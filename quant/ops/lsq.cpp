@@ -3,8 +3,10 @@
 #include <cmath>
 
 #include "autograd/ops/check.h"
+#include "autograd/ops/deferred.h"
 #include "autograd/ops/reduce.h"
 #include "quant/ops/attention_probs.h"
+#include "quant/ops/layer_norm_codes.h"
 #include "quant/ops/lsq_params.h"
 #include "quant/ops/mean_abs.h"
 #include "tensor/core/context.h"
@@ -121,27 +123,45 @@ void run_forward(const LsqParams& p, const Tensor& x, Tensor& y, int shift, cons
   check_finite_count(bad, y.numel(), s);
 }
 
+/// The codes straight from the input of a layer norm that nobody has asked for.
+bool norm_forward(const Variable& x, const LsqParams& p, Coded& c, const LsqSettings& s) {
+  const auto* const norm = dynamic_cast<const DeferredLayerNorm*>(x.deferred());
+  if (!norm || x.numel() == 0) return false;
+  const bool per_column = p.call.inner == 1 && p.call.groups == x.size(-1);
+  if (p.call.groups > 1 && !per_column && p.call.inner % x.size(-1) != 0) return false;
+  int64_t bad = 0;
+  layer_norm_codes({norm->args(), {p.call, c.codes.mutable_view(), int(c.shift), &bad}}, x.device());
+  check_finite_count(bad, x.numel(), s);
+  return true;
+}
+
 Variable quantized(const Variable& x, const Variable& scale, const Variable& offset, const Variable& nbits,
                    const Variable& before, const LsqSettings& s) {
   check_inputs(x, scale, offset, nbits, s);
   if (!before.defined())
     if (Variable codes = attention_probs(x, scale, offset, nbits, s); codes.defined()) return codes;
-  const Tensor input = x.data().packed();
+  const auto* const activation = dynamic_cast<const DeferredGelu*>(x.deferred());
+  const bool inside = activation && !before.defined() && s.mask == MaskRule::clip_then_round;
+  const Variable from = inside ? activation->x : x;
   const auto node = std::make_shared<FakeQuantNode>();
-  node->params =
+  LsqParams& params = node->params;
+  params =
       lsq_params(x.shape(), x.dtype(), x.device(), scale.data(), offset.defined() ? offset.data() : Tensor{},
                  s, before.defined() ? before.data() : Tensor{});
-  const bool keep = needs_grad({x, scale, offset, nbits, before});
-  if (keep) node->x.set(x);
-  if (!lsq_codable(x, offset.defined(), s)) {
-    Tensor y = Tensor::empty(input.shape(), input.dtype(), input.device());
-    run_forward(node->params, input, y, 0, s);
-    return record(std::move(y), keep ? node : nullptr, {x, scale, offset, nbits, before});
+  if (inside) params.call.source = LsqSource::gelu;
+  const bool coded = lsq_codable(x, offset.defined(), s),
+             keep = needs_grad({from, scale, offset, nbits, before});
+  Coded c;
+  if (coded) c = lsq_codes(params, s), c.codes = empty_codes(s, x.shape(), x.device());
+  Tensor y;
+  if (!coded || !norm_forward(x, params, c, s)) {
+    const Tensor input = from.data().packed();
+    if (!coded) y = Tensor::empty(input.shape(), input.dtype(), input.device());
+    run_forward(params, input, coded ? c.codes : y, coded ? int(c.shift) : 0, s);
   }
-  Coded c = lsq_codes(node->params, s);
-  c.codes = empty_codes(s, input.shape(), input.device());
-  run_forward(node->params, input, c.codes, int(c.shift), s);
-  return record(std::move(c), keep ? node : nullptr, {x, scale, offset, nbits, before});
+  if (keep) node->x.set(from);
+  if (coded) return record(std::move(c), keep ? node : nullptr, {from, scale, offset, nbits, before});
+  return record(std::move(y), keep ? node : nullptr, {from, scale, offset, nbits, before});
 }
 
 }  // namespace

@@ -11,12 +11,15 @@
 //          dx = m·G,  da = grad_scale·Σ G·(q − m·u),  db = Σ G·(1 − m)
 //          dnbits = a·ln2·((hi + 1)·Σ_{u>hi} G(1 − m) + lo·Σ_{u<lo} G(1 − m))   (lo, hi as functions of bits)
 // Saves    x (shared with its producer, or made again by it); u is recomputed.
+// Fused    on CUDA, x that is a GELU nobody has asked for is made where it is read, and its gradient taken in
+//          the same pass
 // Errors   shape, value; numeric: a scale that is not positive and finite, values of x that are not finite
 // Source   Esser et al. 2020 (LSQ), Bhalgat et al. 2020 (LSQ+); docs/methods/lsq.md, docs/methods/vvtq.md
 
 #include <string_view>
 #include <vector>
 
+#include "autograd/ops/pointwise.h"
 #include "tensor/core/coded.h"
 #include "tensor/core/kernel_slot.h"
 #include "tensor/core/tensor.h"
@@ -137,9 +140,13 @@ struct UniformSte {
 
 // ---------------------------------------------------------------- kernels
 
+/// What the quantizer reads: x itself, or the input h of a GELU, x = gelu(h), whose gradient then belongs to
+/// h.
+enum class LsqSource : uint8_t { values, gelu };
+
 /// What forward and backward share: x and the groups' parameters.
 struct LsqCall {
-  View x;              ///< packed
+  View x;              ///< packed; h where source says so
   View scale, offset;  ///< [groups], packed; offset.data null: 0
   View bounds;         ///< [2, groups] lo, hi; null: the two numbers below
   View before;         ///< packed, added to every run of x (every row of groups where inner = 1); null: 0
@@ -147,6 +154,7 @@ struct LsqCall {
   int64_t outer, groups, inner;
   MaskRule mask;
   TiePolicy ties;
+  LsqSource source = LsqSource::values;  ///< gelu: on CUDA, clip_then_round without before
 };
 
 struct LsqFwdArgs {
@@ -206,11 +214,33 @@ LOWBIT_HD QParam<T> lsq_param(const LsqCall& c, int64_t g) {
           bounds ? bounds[g] : T(c.lo), bounds ? bounds[c.groups + g] : T(c.hi)};
 }
 
-/// Gradient of one element x, stored; returns its summands. dx may be null.
-template <MaskRule M, bool Edges, class T>
+/// How an element becomes x, and how a gradient of x becomes one of the element.
+struct LsqValue {
+  template <class T>
+  LOWBIT_HD static T of(T x) {
+    return x;
+  }
+  template <class T>
+  LOWBIT_HD static T back(T g, T /*x*/) {
+    return g;
+  }
+};
+struct LsqGelu {
+  template <class T>
+  LOWBIT_HD static T of(T h) {
+    return pointwise::Gelu{}.fwd(h);
+  }
+  template <class T>
+  LOWBIT_HD static T back(T g, T h) {
+    return pointwise::Gelu{}.bwd(g, h, T(0));
+  }
+};
+
+/// Gradient of one element, stored; returns its summands. dx may be null. S: LsqValue or LsqGelu.
+template <MaskRule M, bool Edges, class S = LsqValue, class T>
 LOWBIT_HD auto lsq_bwd_element(T x, const T* gy, T* dx, int64_t i, QParam<T> p, TieWeights<T> tie) {
-  const QGrad<T> g = UniformSte<M>::bwd(gy[i], x, p, tie);
-  if (dx) dx[i] = g.dx;
+  const QGrad<T> g = UniformSte<M>::bwd(gy[i], S::of(x), p, tie);
+  if (dx) dx[i] = S::back(g.dx, x);
   if constexpr (Edges)
     return Pack<T, 3>{{g.dscale, g.above, g.below}};
   else
