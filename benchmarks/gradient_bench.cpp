@@ -78,14 +78,22 @@ double error(const Tensor& y, const Tensor& a, const Tensor& b) {
 void measure(const char* what, const char* shape, const char* kind, const GemmInput& a, const GemmInput& b,
              const Tensor& a_floats, const Tensor& b_floats) {
   const int64_t m = a.rows(), n = b.cols(), k = a.cols();
-  const char* names[] = {"f32", "", "int8x2", "int8x3"};
-  for (const int digits : {0, 2, 3}) {
+  const struct {
+    const char* name;
+    GemmMode mode;
+  } modes[] = {{"f32", {}},
+               {"int8x2", {.digits = 2}},
+               {"int8x3", {.digits = 3}},
+               {"bf16", {.parts = 1}},
+               {"bf16x2", {.parts = 2}},
+               {"bf16x3", {.parts = 3}}};
+  for (const auto& mode : modes) {
     Tensor y = Tensor::empty({m, n});
-    const double s = best_of(7, [&] { gemm(y, a, b, {}, 1, 0, digits); });
+    const double s = best_of(mode.mode.parts ? 1 : 7, [&] { gemm(y, a, b, {}, 1, 0, mode.mode); });
     std::printf(
         "{\"product\": \"%s\", \"shape\": \"%s\", \"gradient\": \"%s\", \"isa\": \"%s\", \"mode\": \"%s\", "
         "\"gflops\": %.1f, \"error\": %.2e}\n",
-        what, shape, kind, isa_name(current_isa()), names[digits], 2e-9 * double(m * n * k) / s,
+        what, shape, kind, isa_name(current_isa()), mode.name, 2e-9 * double(m * n * k) / s,
         error(y, a_floats, b_floats));
   }
 }

@@ -109,29 +109,81 @@ Operand weight_rows(const Operand& w, int64_t groups) {
   });
 }
 
+constinit const ConvLibrary* library = nullptr;
+
+/// Floats of a pass as the library takes them; bf16 is exact in tf32.
+Tensor library_operand(const Tensor& t) {
+  return context().gemm == MathMode::bf16 ? t.packed().cast(DType::bf16).cast(DType::f32) : t.packed();
+}
+Tensor library_weight(const Tensor& w) { return library_operand(w.permute({0, 2, 3, 1})); }
+
+/// One pass by the library; false where it has none for it. `x`, `w`, `y` as in ConvArgs; one is written.
+bool by_library(ConvPass pass, const Tensor& x, const Tensor& w, const Tensor& y, const ConvGeometry& g) {
+  const auto data = [](const Tensor& t) { return static_cast<float*>(t.view().data); };
+  ConvArgs a{pass, data(x), data(w), data(y), g, x.size(0), w.size(0), context().gemm != MathMode::f32};
+  const Device d = x.device();
+  size_t bytes = 0;
+  if (!library->plan(a, d, bytes)) return false;
+  const Tensor work = Tensor::empty({int64_t(bytes)}, DType::u8, d);
+  a.work = work.view().data;
+  library->run(a, current_stream(d));
+  return true;
+}
+
+/// The library computes products of floats on CUDA.
+bool library_takes(const Operand& x, const Operand& w) {
+  return library && context().library_products && !x.coded() && !w.coded() && x.floats.device().is_cuda() &&
+         x.floats.dtype() == DType::f32 && x.floats.numel() > 0 && w.floats.numel() > 0;
+}
+
 struct Conv2dNode final : Node {
   SavedOperand x, w;  // [B, H, W, C], [O, D, K, K]
   ConvGeometry g;
+  bool library_form = false;
   const char* name() const override { return "conv2d"; }
+  bool library_data_gradient(const Tensor& gy, const Tensor& dx) const {
+    return library_form && by_library(ConvPass::data_gradient, dx,
+                                      library_weight(w.operand(name(), 1).floats), library_operand(gy), g);
+  }
+  bool library_weight_gradient(const Tensor& gy, Tensor& dw) const {
+    if (!library_form) return false;
+    const int64_t k = g.kernel;
+    const Tensor by_tap = Tensor::empty({gy.size(-1), k, k, g.depth}, gy.dtype(), gy.device());
+    if (!by_library(ConvPass::weight_gradient, library_operand(x.operand(name(), 0).floats), by_tap,
+                    library_operand(gy), g))
+      return false;
+    dw.copy_from(by_tap.permute({0, 3, 1, 2}));
+    return true;
+  }
   void backward(const Tensor& gy, GradSink& gx) override {
-    const int64_t o = gy.size(-1), pixels = o ? gy.numel() / o : 0;
-    const Tensor rows = by_groups(gy.packed().reshape({pixels, o}), g.groups);  // [groups, pixels, O/groups]
     if (gx.wants(0)) {
-      Tensor dx = gx.alloc(0),
-             columns = Tensor::empty({pixels, g.channels() * g.taps()}, gy.dtype(), gy.device());
-      Tensor view = by_groups(columns, g.groups);
-      gradient_product(view, rows, weight_rows(w.operand(name(), 1), g.groups).input());
-      col2im({dx.mutable_view(), columns.view(), g, dx.numel() / g.channels()}, gy.device());
+      Tensor dx = gx.alloc(0);
+      if (!library_data_gradient(gy, dx)) data_gradient(gy, dx);
       gx.add(0, dx);
     }
     if (gx.wants(1)) {
       Tensor dw = gx.alloc(1);
-      const int64_t k = g.kernel;
-      Tensor by_tap = Tensor::empty({g.groups, o / g.groups, k * k * g.depth}, gy.dtype(), gy.device());
-      gradient_product(by_tap, GemmInput(rows).t(), columns_of(x.operand(name(), 0), g).input());
-      dw.copy_from(by_tap.reshape({o, k, k, g.depth}).permute({0, 3, 1, 2}));
+      if (!library_weight_gradient(gy, dw)) weight_gradient(gy, dw);
       gx.add(1, dw);
     }
+  }
+  /// [groups, pixels, O/groups]
+  Tensor rows_of(const Tensor& gy) const {
+    const int64_t o = gy.size(-1), pixels = o ? gy.numel() / o : 0;
+    return by_groups(gy.packed().reshape({pixels, o}), g.groups);
+  }
+  void data_gradient(const Tensor& gy, Tensor& dx) const {
+    const Tensor rows = rows_of(gy);
+    Tensor columns = Tensor::empty({rows.size(1), g.channels() * g.taps()}, gy.dtype(), gy.device());
+    Tensor view = by_groups(columns, g.groups);
+    gradient_product(view, rows, weight_rows(w.operand(name(), 1), g.groups).input());
+    col2im({dx.mutable_view(), columns.view(), g, dx.numel() / g.channels()}, gy.device());
+  }
+  void weight_gradient(const Tensor& gy, Tensor& dw) const {
+    const int64_t k = g.kernel, o = gy.size(-1);
+    Tensor by_tap = Tensor::empty({g.groups, o / g.groups, k * k * g.depth}, gy.dtype(), gy.device());
+    gradient_product(by_tap, GemmInput(rows_of(gy)).t(), columns_of(x.operand(name(), 0), g).input());
+    dw.copy_from(by_tap.reshape({o, k, k, g.depth}).permute({0, 3, 1, 2}));
   }
   void release() override { x.release(), w.release(); }
   std::vector<Tensor> saved() const override { return {x.peek(), w.peek()}; }
@@ -158,19 +210,26 @@ ConvGeometry geometry(const Variable& x, const Variable& w, const Variable& b, c
 KernelSlot<Im2colArgs> im2col{"conv2d.im2col", im2col_cpu};
 KernelSlot<Col2imArgs> col2im{"conv2d.col2im", col2im_cpu};
 
+void set_conv_library(const ConvLibrary* l) { library = l; }
+bool conv_library_present() { return library != nullptr; }
+
 Variable conv2d(const Variable& x, const Variable& w, const Variable& b, const ConvOptions& o) {
   check_float("conv2d", "x", x);
   const ConvGeometry g = geometry(x, w, b, o);
   check_same_kind("conv2d", "x", x, "weight", w);
   const int64_t outputs = w.size(0), pixels = x.size(0) * g.out_pixels();
   Tensor y = Tensor::empty({x.size(0), g.out(g.height), g.out(g.width), outputs}, x.dtype(), x.device());
-  Tensor rows = by_groups(y.reshape({pixels, outputs}), g.groups);
   const Operand xi = operand(x), wi = operand(w);
-  product_nt(rows, columns_of(xi, g).input(), weight_rows(wi, g.groups).input(), {}, 1);
+  const bool library_form = library_takes(xi, wi);
+  if (!library_form ||
+      !by_library(ConvPass::forward, library_operand(xi.floats), library_weight(wi.floats), y, g)) {
+    Tensor rows = by_groups(y.reshape({pixels, outputs}), g.groups);
+    product_nt(rows, columns_of(xi, g).input(), weight_rows(wi, g.groups).input(), {}, 1);
+  }
   std::shared_ptr<Conv2dNode> node;
   if (needs_grad({x, w})) {
     node = std::make_shared<Conv2dNode>();
-    node->g = g;
+    node->g = g, node->library_form = library_form;
     if (w.requires_grad()) node->x.set(xi);
     if (x.requires_grad()) node->w.set(wi);
   }

@@ -1,5 +1,5 @@
 #pragma once
-// Convolutions of channel-last maps, as matrix products.
+// Convolutions of channel-last maps, as matrix products or by a library.
 
 #include "tensor/core/kernel_slot.h"
 #include "tensor/core/tensor.h"
@@ -56,6 +56,28 @@ struct Col2imArgs {
 extern KernelSlot<Im2colArgs> im2col;
 extern KernelSlot<Col2imArgs> col2im;
 
+/// One of the three products of a convolution of packed f32 maps, by a library: y from x and w, dx from dy
+/// and w, or dw from x and dy, where y holds dy, and x or w is what is written.
+enum class ConvPass : uint8_t { forward, data_gradient, weight_gradient };
+struct ConvArgs {
+  ConvPass pass;
+  float *x, *w, *y;  ///< [B, H, W, C], [O, K, K, C/groups], [B, H', W', O]
+  ConvGeometry g;
+  int64_t maps, outputs;  ///< B, O
+  bool tf32;              ///< operands may be rounded to tf32
+  void* work = nullptr;   ///< as many bytes as plan() said
+};
+/// cuDNN on CUDA (conv2d_cudnn.cu), where the build has it. Deterministic algorithms only, chosen once for
+/// each form by the library's heuristic, so that a run has the same bits each time; their order of summation
+/// is the library's.
+struct ConvLibrary {
+  /// False where the library has no such algorithm.
+  bool (*plan)(const ConvArgs& a, Device d, size_t& work_bytes);
+  void (*run)(const ConvArgs& a, Stream stream);
+};
+void set_conv_library(const ConvLibrary* library);
+bool conv_library_present();
+
 /// Convolution (cross-correlation) over channel-last maps, with zero padding.
 ///   y[b, i, j, o] = b[o] + Σ_t Σ_d x[b, i·stride + ty − padding, j·stride + tx − padding, d]·w[o, d, ty,
 ///   tx],
@@ -63,7 +85,9 @@ extern KernelSlot<Col2imArgs> col2im;
 /// Shapes  x [B, H, W, C];  w [O, C/groups, K, K];  b [O] or undefined;  y [B, H', W', O]
 /// Grad    dx, dw: the same products with gy;  db = Σ gy over the pixels
 /// Saves   x and w (codes when coded)
-/// Order   gemm over (tap, channel);  dx: taps in increasing order;  db: reduce_sum (docs/numerics.md)
+/// Order   gemm over (tap, channel);  dx: taps in increasing order;  db: reduce_sum (docs/numerics.md);
+/// floats
+///         on CUDA with Context::library_products: ConvLibrary
 /// Source  none.  Two coded operands with one scale each, x without offset: an exact integer product
 /// Errors  shape: dimensions, channels, extents;  dtype: operands differ;  value: options
 Variable conv2d(const Variable& x, const Variable& w, const Variable& b, const ConvOptions& o);

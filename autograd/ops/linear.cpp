@@ -54,7 +54,7 @@ Operand by_heads(const Variable& x, int64_t heads) {
 
 /// Rows of x times wᵀ, plus the bias where there is one, shaped like y.
 Tensor linear_forward(const Operand& x, const Operand& w, const Tensor& bias, const Shape& shape) {
-  Tensor y = Tensor::empty(shape, x.coded() ? DType::f32 : x.floats.dtype(), x.values().device());
+  Tensor y = Tensor::empty(shape, x.result(), x.values().device());
   Tensor rows = flat_rows(y);
   product_nt(rows, x.input(), w.input(), bias, 1);
   return y;
@@ -113,8 +113,7 @@ struct MatmulNode final : Node {
 /// factor · q · kᵀ of every head: [B, H, N, M].
 Tensor scores_forward(const Operand& q, const Operand& k, double factor) {
   const Tensor &a = q.values(), &b = k.values();
-  Tensor y = Tensor::empty({b.size(0), b.size(1), a.size(2), b.size(2)}, q.coded() ? DType::f32 : a.dtype(),
-                           a.device());
+  Tensor y = Tensor::empty({b.size(0), b.size(1), a.size(2), b.size(2)}, q.result(), a.device());
   product_nt(y, q.input(), k.input(), {}, factor);
   return y;
 }
@@ -217,7 +216,7 @@ Variable linear(const Variable& x, const Variable& w, const Variable& b) {
                "operands must share a dtype (got x=", x.str(), ", weight=", w.str(), ")");
   Shape shape = x.shape();
   shape.set(-1, w.size(0));
-  const Operand xi = flat_rows(x), wi = operand(w);
+  const Operand xi = activation(flat_rows(x)), wi = operand(w);
   const Tensor bias = b.defined() ? b.data().packed() : Tensor{};
   Tensor y = linear_forward(xi, wi, bias, shape);
   std::shared_ptr<LinearNode> node;
@@ -241,7 +240,7 @@ Variable matmul(const Variable& a, const Variable& b) {
   shape.set(-1, b.size(-1));
   const Operand ai = operand(a), bi = operand(b);
   Tensor y = Tensor::empty(shape, a.dtype(), a.device());
-  gemm(y, ai.input(), bi.input());
+  gemm(y, ai.input(), bi.input(), {}, 1, 0, {.library = context().library_products});
   std::shared_ptr<MatmulNode> node;
   if (needs_grad({a, b})) {
     node = std::make_shared<MatmulNode>();
@@ -257,8 +256,8 @@ Variable attention_scores(const Variable& q, const Variable& k, int64_t heads, d
                shape, "attention_scores",
                "q and k must be [B, N, C] with heads dividing C, or k [B, heads, N, C] (got q=", q.str(),
                ", k=", k.str(), ", heads=", heads, ")");
-  const Operand qi = shared ? by_heads(q, 1) : by_heads(q, heads),
-                ki = shared ? operand(k) : by_heads(k, heads);
+  const Operand qi = activation(shared ? by_heads(q, 1) : by_heads(q, heads)),
+                ki = activation(shared ? operand(k) : by_heads(k, heads));
   const bool integers = on_integers(qi.input(), ki.input());
   std::shared_ptr<ScoresNode> node;
   if (needs_grad({q, k})) {
@@ -279,7 +278,7 @@ Variable attention_context(const Variable& p, const Variable& v, int64_t heads) 
                shape, "attention_context",
                "p must be [B, H, N, M] and v [B, M, C] with H dividing C (got p=", p.str(), ", v=", v.str(),
                ")");
-  const Operand vi = by_heads(v, heads);  // [B, H, M, D]
+  const Operand vi = activation(by_heads(v, heads));  // [B, H, M, D]
   const bool keep = needs_grad({p, v});
   Operand pi;
   Tensor y = deferred_context(p, vi, heads, keep ? &pi.codes : nullptr);

@@ -1,6 +1,7 @@
 #pragma once
 // Products. Where both operands are coded, the forward is an exact integer product of the codes with scales,
-// offsets and bias in its epilogue, and codes, not floats, are kept for the backward.
+// offsets and bias in its epilogue, and codes, not floats, are kept for the backward. Float products round
+// their operands as Context::gemm says; bf16 activations are kept as such.
 
 #include <cstdint>
 
@@ -16,10 +17,9 @@ class Variable;
 /// a constant per output) Errors  shape: weight.shape[1] must equal x.shape[-1]; bias length
 Variable linear(const Variable& x, const Variable& w, const Variable& b);
 
-/// y = a · b over the last two dimensions, leading dimensions equal.
-/// Shapes  a [..., M, K]; b [..., K, N]; y [..., M, N]
-/// Grad    da = gy · bᵀ;  db = aᵀ · gy
-/// Errors  shape: inner extents, leading dimensions
+/// y = a · b over the last two dimensions, leading dimensions equal; f32 operands are never rounded, because
+/// y may be what is quantized. Shapes  a [..., M, K]; b [..., K, N]; y [..., M, N] Grad    da = gy · bᵀ;  db
+/// = aᵀ · gy Errors  shape: inner extents, leading dimensions
 Variable matmul(const Variable& a, const Variable& b);
 
 /// Scores of multi-head attention, heads taken from the last dimension without moving data.

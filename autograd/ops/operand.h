@@ -15,7 +15,17 @@ struct Operand {
   bool coded() const { return codes.defined(); }
   const Tensor& values() const { return coded() ? codes.codes : floats; }
   GemmInput input() const { return coded() ? GemmInput(codes) : GemmInput(floats); }
+  /// Type of a product with it.
+  DType result() const { return coded() || floats.dtype() == DType::bf16 ? DType::f32 : floats.dtype(); }
 };
+
+/// An activation as a float product takes it and keeps it for backward: where products are of bf16, rounded
+/// once, at half the size.
+inline Operand activation(Operand x) {
+  if (!x.coded() && context().gemm == MathMode::bf16 && x.floats.dtype() == DType::f32)
+    x.floats = x.floats.cast(DType::bf16);
+  return x;
+}
 
 /// The same scale over moved values: f maps the floats or the codes.
 template <class F>
@@ -53,6 +63,16 @@ class SavedOperand {
   SavedCodes codes_;
 };
 
+/// What the context asks of float products; `gradient`: of those with one operand of codes too.
+inline GemmMode product_mode(bool gradient) {
+  const Context& c = context();
+  GemmMode m{.inputs = c.gemm, .library = c.library_products};
+  if (!gradient) return m;
+  constexpr int digits[] = {0, 2, 3, 0, 0, 0}, parts[] = {0, 0, 0, 1, 2, 3};  // by BackwardProducts
+  m.digits = digits[int(c.backward)], m.parts = parts[int(c.backward)];
+  return m;
+}
+
 inline bool on_integers(const GemmInput& a, const GemmInput& b) {
   return context().integer_products && a.coded() && b.coded() && coded_gemm_supported(a, b);
 }
@@ -63,13 +83,12 @@ inline void product_nt(Tensor& out, const GemmInput& a, const GemmInput& b, cons
   if (on_integers(a, b))
     coded_gemm(out, a, b, bias, factor);
   else
-    gemm(out, a, b.t(), bias, factor);
+    gemm(out, a, b.t(), bias, factor, 0, product_mode(false));
 }
 
-/// out = factor · a · b, the product of a gradient: by digits where the context wants it and b or a is coded.
+/// out = factor · a · b, the product of a gradient: as the context wants it where b or a is coded.
 inline void gradient_product(Tensor& out, const GemmInput& a, const GemmInput& b, double factor = 1) {
-  constexpr int digits[] = {0, 2, 3};  // by BackwardProducts
-  gemm(out, a, b, {}, factor, 0, digits[int(context().backward)]);
+  gemm(out, a, b, {}, factor, 0, product_mode(true));
 }
 
 }  // namespace lowbit

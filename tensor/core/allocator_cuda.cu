@@ -14,19 +14,6 @@ static_assert(__cplusplus >= 202002L, "the CUDA compiler must run in C++20 mode"
 namespace lowbit::cuda {
 namespace {
 
-/// Makes a device current for a scope.
-class DeviceScope {
- public:
-  explicit DeviceScope(int index) {
-    check(cudaGetDevice(&before_), "device");
-    if (index != before_) check(cudaSetDevice(index), "device");
-  }
-  ~DeviceScope() { cudaSetDevice(before_); }
-
- private:
-  int before_ = 0;
-};
-
 class CudaAllocator final : public CachingAllocator {
  public:
   explicit CudaAllocator(int index) : index_(index) {}

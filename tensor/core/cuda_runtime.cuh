@@ -26,6 +26,19 @@ inline void account(const char* op, Stream s) {
   allocator(s.device).attribute(op);
 }
 
+/// Makes a device current for a scope.
+class DeviceScope {
+ public:
+  explicit DeviceScope(int index) {
+    check(cudaGetDevice(&before_), "device");
+    if (index != before_) check(cudaSetDevice(index), "device");
+  }
+  ~DeviceScope() { cudaSetDevice(before_); }
+
+ private:
+  int before_ = 0;
+};
+
 /// Starts a kernel and reports a bad configuration; errors of the kernel itself show up at the next
 /// synchronisation.
 template <class... Params, class... Args>

@@ -5,7 +5,9 @@
 #include <utility>
 
 #include "tensor/engine/gemm_digits.h"
+#include "tensor/engine/gemm_operand.h"
 #include "tensor/engine/gemm_pack.h"
+#include "tensor/engine/gemm_parts.h"
 
 namespace lowbit {
 
@@ -117,26 +119,41 @@ class FloatEngine {
     if (o.dtype == dtype_of<T>)
       detail::pack_floats(static_cast<const T*>(o.data) + at, o.stride.row, o.stride.k, rows, k, dst, ld);
     else if constexpr (std::is_same_v<T, float>)
-      pack_coded(o, i, row, k0, rows, k, static_cast<const char*>(o.data) + at, dst, ld);
+      pack_converted(o, i, at, row, k0, rows, k, dst, ld);
   }
 
-  /// Codes of the tile become floats in a buffer of the same orientation, which is packed like any other.
-  static void pack_coded(const GemmOperand& o, const BatchIndex& i, int64_t row, int64_t k0, int rows,
-                         int64_t k, const char* codes, float* dst, int ld) {
+  /// Codes or bf16 of the tile become floats in a buffer of the same orientation, which is packed like any
+  /// other. `at`: element number of the first.
+  static void pack_converted(const GemmOperand& o, const BatchIndex& i, int64_t at, int64_t row, int64_t k0,
+                             int rows, int64_t k, float* dst, int ld) {
     auto* stage =
         static_cast<float*>(detail::thread_scratch(detail::Scratch::stage, size_t(rows * k) * sizeof(float)));
+    const bool by_row = o.stride.k == 1 || o.stride.row != 1;
+    const int64_t lines = by_row ? rows : k, n = by_row ? k : rows;
+    const int64_t step = by_row ? o.stride.k : o.stride.row, next = by_row ? o.stride.row : o.stride.k;
+    if (o.dtype == DType::bf16) {
+      const bf16* const from = static_cast<const bf16*>(o.data) + at;
+      for (int64_t j = 0; j < lines; ++j)
+        for (int64_t e = 0; e < n; ++e) stage[j * n + e] = float(from[j * next + e * step]);
+    } else {
+      convert_lines(o, i, at, row, k0, by_row, lines, n, stage);
+    }
+    detail::pack_floats(stage, by_row ? k : 1, by_row ? 1 : rows, rows, k, dst, ld);
+  }
+
+  static void convert_lines(const GemmOperand& o, const BatchIndex& i, int64_t at, int64_t row, int64_t k0,
+                            bool by_row, int64_t lines, int64_t n, float* stage) {
     const Strides &ss = o.scale_stride, &os = o.offset_stride;
+    const char* const codes = static_cast<const char*>(o.data) + at;
     const float* scale = o.scale + i.offset(ss.batch) + row * ss.row + k0 * ss.k;
     const float* offset = o.offset ? o.offset + i.offset(os.batch) + row * os.row + k0 * os.k : nullptr;
-    const bool by_row = o.stride.k == 1 || o.stride.row != 1, is_signed = o.dtype == DType::i8;
-    const int64_t lines = by_row ? rows : k, n = by_row ? k : rows;
     const int64_t step = by_row ? o.stride.k : o.stride.row, next = by_row ? o.stride.row : o.stride.k;
     const int64_t s_step = by_row ? ss.k : ss.row, s_next = by_row ? ss.row : ss.k;
     const int64_t o_step = by_row ? os.k : os.row, o_next = by_row ? os.row : os.k;
     for (int64_t j = 0; j < lines; ++j)
-      detail::convert_codes(codes + j * next, is_signed, step, n, float(o.shift), scale + j * s_next, s_step,
-                            offset ? offset + j * o_next : nullptr, o_step, stage + j * n);
-    detail::pack_floats(stage, by_row ? k : 1, by_row ? 1 : rows, rows, k, dst, ld);
+      detail::convert_codes(codes + j * next, o.dtype == DType::i8, step, n, float(o.shift),
+                            scale + j * s_next, s_step, offset ? offset + j * o_next : nullptr, o_step,
+                            stage + j * n);
   }
 
   /// A row-major A is read in place unless its rows fall on few cache sets (a stride near a multiple of 4
@@ -154,7 +171,7 @@ class FloatEngine {
 };
 
 void gemm_cpu(const GemmArgs& args, Stream) {
-  if (args.digits && detail::digits_apply(args)) return detail::gemm_digits_cpu(args);
+  if (args.digits) return detail::gemm_digits_cpu(args);
   GemmArgs g = args;
   if (g.c_row == 1 && g.c_col != 1 && !g.bias) {  // Cᵀ = Bᵀ·Aᵀ: the products commute, the bits stay
     std::swap(g.a, g.b);
@@ -283,27 +300,43 @@ void detail::set_product(const char* op, ProductArgs& g, Tensor& out, DType t, c
   g.bias = bias.defined() ? bias.view().data : nullptr;
 }
 
+namespace {
+DType result_type(const GemmInput& x) {
+  const DType t = x.values().dtype();
+  return x.coded() || t == DType::bf16 ? DType::f32 : t;
+}
+}  // namespace
+
 void gemm(Tensor& out, const GemmInput& a, const GemmInput& b, const Tensor& bias, double alpha, double beta,
-          int digits) {
+          const GemmMode& mode) {
   constexpr const char* op = "gemm";
   a.check(op), b.check(op);
   LOWBIT_CHECK(a.cols() == b.rows(), shape, op, "columns of a must equal rows of b (got ", a.str(), " and ",
                b.str(), ")");
-  const auto type = [](const GemmInput& x) { return x.coded() ? DType::f32 : x.values().dtype(); };
-  const DType t = type(a);
-  LOWBIT_CHECK((t == DType::f32 || t == DType::f64) && type(b) == t, dtype, op,
-               "operands and output must all be f32 or all f64; codes need f32 (got ", a.str(), " and ",
-               b.str(), ")");
+  const DType t = result_type(a);
+  LOWBIT_CHECK((t == DType::f32 || t == DType::f64) && result_type(b) == t, dtype, op,
+               "operands and output must all be f32 or all f64; codes and bf16 need f32 (got ", a.str(),
+               " and ", b.str(), ")");
   GemmArgs g;
   detail::set_product(op, g, out, t, a, b, bias);
-  g.alpha = alpha, g.beta = beta, g.digits = digits;
-  Tensor work;
-  if (digits && out.device().is_cuda() && detail::digits_apply(g)) {
-    const int64_t lines = g.batch[0] * g.batch[1] * g.batch[2] * (a.coded() ? g.n : g.m);
-    work = Tensor::empty({lines * int64_t(sizeof(detail::DigitLine))}, DType::u8, out.device());
-    g.work = work.data<uint8_t>();
+  g.alpha = alpha, g.beta = beta;
+  const Device d = out.device();
+  if (mode.digits && detail::digits_apply(g)) {
+    g.digits = mode.digits;
+    Tensor work;
+    if (d.is_cuda()) {
+      const int64_t lines = g.batch[0] * g.batch[1] * g.batch[2] * (a.coded() ? g.n : g.m);
+      work = Tensor::empty({lines * int64_t(sizeof(detail::DigitLine))}, DType::u8, d);
+      g.work = work.data<uint8_t>();
+    }
+    return gemm_kernel(g, d);
   }
-  gemm_kernel(g, out.device());
+  if (mode.parts && detail::parts_apply(g)) {
+    g.library = mode.library && d.is_cuda();
+    return detail::gemm_parts(g, mode.parts, d);
+  }
+  const detail::PreparedOperands keep = detail::prepare_operands(g, mode, d);
+  gemm_kernel(g, d);
 }
 
 Tensor matmul(const GemmInput& a, const GemmInput& b, const Tensor& bias, double alpha) {
@@ -311,7 +344,7 @@ Tensor matmul(const GemmInput& a, const GemmInput& b, const Tensor& bias, double
   Shape s = gemm_batch_shape("matmul", a, b);
   s.append(a.rows());
   s.append(b.cols());
-  Tensor out = Tensor::empty(s, a.coded() ? DType::f32 : a.values().dtype(), a.values().device());
+  Tensor out = Tensor::empty(s, result_type(a), a.values().device());
   gemm(out, a, b, bias, alpha);
   return out;
 }

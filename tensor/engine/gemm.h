@@ -1,16 +1,18 @@
 #pragma once
 // Float matrix products C = alpha · A·B + beta · C (+ bias) with any strides: transposes, heads inside [B, N,
-// H, D] and slices of a fused qkv tensor need no copies. Operands are f32 (f64 for gradient checks) or
-// integer codes, which become floats while they are packed.
+// H, D] and slices of a fused qkv tensor need no copies. Operands are f32 or bf16 (f64 for gradient checks)
+// or integer codes, which become floats while they are packed.
 //
 // Numerics: K is cut into ceil(K / 384) blocks of equal length, rounded up to 8. Inside a block one element
 // is
 //   s = fma(a_k, b_k, s),  k increasing from s = 0
 // and over blocks in increasing order  c = fma(alpha, s, c),  from c = beta · C (alpha · s alone when beta =
 // 0, C is not read); at last  c + bias[n].  The bits do not depend on threads, instruction set, tiling or
-// batching.
+// batching. GemmMode::inputs rounds the operands first; GemmMode::library gives the sums on CUDA to cuBLASLt,
+// in an order of its own (docs/numerics.md, rule 7).
 
 #include "tensor/core/coded.h"
+#include "tensor/core/context.h"
 #include "tensor/core/kernel_slot.h"
 #include "tensor/core/tensor.h"
 #include "tensor/hd/macros.h"
@@ -26,7 +28,7 @@ struct GemmOperand {
     int64_t row = 0, k = 0, batch[kMaxBatchDims] = {};
   };
   const void* data = nullptr;
-  DType dtype = DType::f32;  ///< f32, f64; u8, i8: value = fl(fl(scale · (code + shift)) + offset)
+  DType dtype = DType::f32;  ///< f32, bf16, f64; u8, i8: value = fl(fl(scale · (code + shift)) + offset)
   Strides stride;
   const float* scale = nullptr;   ///< codes only
   const float* offset = nullptr;  ///< codes only; may be null
@@ -48,11 +50,20 @@ struct ProductArgs {
 };
 struct GemmArgs : ProductArgs {  ///< C f32, or f64 with f64 operands
   double beta = 0;
-  int digits =
-      0;  ///< 2, 3: floats times codes as so many integer products where that is possible (gemm_digits.h)
+  int digits = 0;        ///< 2, 3: floats times codes as so many integer products (gemm_digits.h)
   void* work = nullptr;  ///< a DigitLine for each line of floats, where digits are used on CUDA
+  bool library = false;  ///< cuBLASLt on CUDA, where it has the form
+  bool tf32 = false;     ///< cuBLASLt rounds f32 operands to tf32
 };
 extern KernelSlot<GemmArgs> gemm_kernel;
+
+/// How a product is computed where there is a choice. The default has the same bits on every device.
+struct GemmMode {
+  MathMode inputs = MathMode::f32;  ///< what operands are rounded to
+  int digits = 0;  ///< 2, 3: floats times codes as integer products where that is possible (gemm_digits.h)
+  int parts = 0;   ///< 1, 2, 3: floats times codes as products of bf16 where that is possible (gemm_parts.h)
+  bool library = false;  ///< GemmArgs::library
+};
 
 /// Position in the batch dimensions.
 struct BatchIndex {
@@ -97,10 +108,10 @@ class GemmInput {
 Shape gemm_batch_shape(const char* op, const GemmInput& a, const GemmInput& b);
 
 /// out[..., M, N] = alpha · a[..., M, K] · b[..., K, N] + beta · out (+ bias[N]); leading dimensions
-/// broadcast. f32 (or f64: all of them). Linear layer: gemm(y, x, GemmInput(w).t(), bias); weight gradient:
-/// gemm(dw, GemmInput(dy).t(), x).
+/// broadcast. f32, operands f32 or bf16 (or f64: all of them). Linear layer: gemm(y, x, GemmInput(w).t(),
+/// bias); weight gradient: gemm(dw, GemmInput(dy).t(), x).
 void gemm(Tensor& out, const GemmInput& a, const GemmInput& b, const Tensor& bias = {}, double alpha = 1,
-          double beta = 0, int digits = 0);
+          double beta = 0, const GemmMode& mode = {});
 
 /// The same into a new tensor.
 Tensor matmul(const GemmInput& a, const GemmInput& b, const Tensor& bias = {}, double alpha = 1);

@@ -3,6 +3,8 @@
 
 #include "tensor/engine/gemm.cuh"
 #include "tensor/engine/gemm_digits.h"
+#include "tensor/engine/gemm_library.h"
+#include "tensor/engine/gemm_operand.h"
 #include "tensor/hd/math.h"
 
 namespace lowbit {
@@ -29,13 +31,9 @@ struct Lines {
         count(lines - first) {}
 
   __device__ float at(int64_t line, int64_t k) const {
-    const int64_t i = data + line * op->stride.row + k * op->stride.k;
-    if (op->dtype == DType::f32) return static_cast<const float*>(op->data)[i];
-    const float code = op->dtype == DType::u8 ? float(static_cast<const uint8_t*>(op->data)[i])
-                                              : float(static_cast<const int8_t*>(op->data)[i]);
-    const float a = op->scale[scale + line * op->scale_stride.row + k * op->scale_stride.k];
-    const float v = a * (code + float(op->shift));
-    return op->offset ? v + op->offset[offset + line * op->offset_stride.row + k * op->offset_stride.k] : v;
+    return detail::operand_value(*op, {data + line * op->stride.row + k * op->stride.k,
+                                       scale + line * op->scale_stride.row + k * op->scale_stride.k,
+                                       offset + line * op->offset_stride.row + k * op->offset_stride.k});
   }
   /// Elements [begin, end) of all lines; neighbouring threads read neighbouring elements.
   __device__ void stage(int64_t begin, int64_t end, float (&to)[kDepth][kProductTile + 1]) const {
@@ -101,7 +99,8 @@ __global__ void __launch_bounds__(kProductThreads)
 void gemm_cuda(const GemmArgs& g, Stream stream) {
   LOWBIT_CHECK(g.c_dtype == DType::f32, dtype, "gemm", "dtype must be f32 on cuda (got ",
                dtype_name(g.c_dtype), ")");
-  if (g.work) return detail::gemm_digits_cuda(g, stream);
+  if (g.digits) return detail::gemm_digits_cuda(g, stream);
+  if (g.library && detail::gemm_library(g, stream)) return;
   const unsigned blocks = cuda::product_blocks("gemm", g);
   if (blocks == 0) return;
   cuda::launch("gemm", gemm_kernel_cuda, blocks, kProductThreads, stream, g, gemm_k_block(g.k));

@@ -6,13 +6,12 @@
 #include <utility>
 
 #include "tensor/engine/gemm_digits_kernels.h"
+#include "tensor/engine/gemm_operand.h"
 #include "tensor/engine/gemm_pack.h"
 
 namespace lowbit::detail {
 
 namespace {
-
-bool is_codes(const GemmOperand& o) { return o.dtype == DType::u8 || o.dtype == DType::i8; }
 
 float value(const SplitLineArgs& a, int64_t k) {
   return a.x[k * a.step] * (a.scale ? a.scale[k * a.scale_step] : 1.f);
@@ -389,7 +388,8 @@ DigitKernel digit_kernel(Isa isa) {
 
 bool digits_apply(const GemmArgs& g) {
   const bool a = is_codes(g.a), b = is_codes(g.b);
-  if (a == b || g.c_dtype != DType::f32 || g.bias || g.beta != 0) return false;
+  if (a == b || (a ? g.b : g.a).dtype != DType::f32 || g.c_dtype != DType::f32 || g.bias || g.beta != 0)
+    return false;
   const GemmOperand& codes = a ? g.a : g.b;
   const double largest = std::max(codes.hi - std::min(codes.lo, 0), 128);
   return 255.0 * largest * double(g.k) <= std::numeric_limits<int32_t>::max();

@@ -26,7 +26,7 @@ const bool cases = register_op_cases(
                     {.name = "w", .shape = {4, 5}},
                     {.name = "b", .shape = {4}}},
          .fn = [](In v) { return linear(v[0], v[1], v[2]); },
-         .parity = {Parity::Kind::gemm, 5},
+         .parity = {Parity::Kind::gemm, 6, 1576},
          .sizes = [](int64_t n) -> std::vector<InputSpec> {
            return {
                {.name = "x", .shape = {2, n}}, {.name = "w", .shape = {3, n}}, {.name = "b", .shape = {3}}};
@@ -50,7 +50,7 @@ const bool cases = register_op_cases(
         {.name = "rows",
          .inputs = {{.name = "x", .shape = {6, 5}}, {.name = "w", .shape = {4, 5}}},
          .fn = [](In v) { return linear(v[0], v[1], Variable{}); },
-         .parity = {Parity::Kind::gemm, 5},
+         .parity = {Parity::Kind::gemm, 6},
          .sizes = [](int64_t n) -> std::vector<InputSpec> {
            return {{.name = "x", .shape = {n, 3}}, {.name = "w", .shape = {2, 3}}};
          }},
@@ -72,7 +72,7 @@ const bool products = register_op_cases(
         {.name = "scores",
          .inputs = {{.name = "q", .shape = {2, 5, 6}}, {.name = "k", .shape = {2, 4, 6}}},
          .fn = [](In v) { return attention_scores(v[0], v[1], 3, 0.7); },
-         .parity = {Parity::Kind::gemm, 2},
+         .parity = {Parity::Kind::gemm, 5, 197},
          .misuse =
              {{"heads",
                [] {
@@ -85,7 +85,7 @@ const bool products = register_op_cases(
         {.name = "context",
          .inputs = {{.name = "p", .shape = {2, 3, 5, 4}}, {.name = "v", .shape = {2, 4, 6}}},
          .fn = [](In v) { return attention_context(v[0], v[1], 3); },
-         .parity = {Parity::Kind::gemm, 4},
+         .parity = {Parity::Kind::gemm, 5},
          .misuse = {{"shape", [] { attention_context(zeros({2, 3, 5, 4}), zeros({2, 5, 6}), 3); },
                      "attention_context: p must be [B, H, N, M] and v [B, M, C] with H dividing C (got p=[2, "
                      "3, 5, 4] f32 cpu, v=[2, 5, 6] f32 cpu)"}}},
@@ -171,6 +171,34 @@ TEST_P(CodedProduct, EqualsFloat64Product) {
 INSTANTIATE_TEST_SUITE_P(Linear, CodedProduct,
                          testing::Combine(testing::Range(2, 9), testing::Range(2, 9), testing::Bool(),
                                           testing::Values(0.0, -0.31)));
+
+/// bf16 rounds operands once, keeps activations at half the size, and leaves the fused matrix of matmul
+/// alone.
+TEST(Precision, Bf16KeepsActivationsAtHalfTheSize) {
+  const Context before = context();
+  const auto rounded = [](const Tensor& t) { return t.cast(DType::bf16).cast(DType::f32); };
+  const Tensor x = fill("x", {4, 7, 6}, -1, 1), w = fill("w", {6, 6}, -1, 1);
+  const auto run = [](const Tensor& from, const Tensor& weight) {
+    const Variable input(from, true), v(weight, true);
+    const Variable q = linear(input, v, {});
+    const size_t kept = saved_memory(q).at("linear");
+    attention_context(attention_scores(q, input, 2, 0.5), input, 2).backward(fill("gy", {4, 7, 6}, -1, 1));
+    return std::tuple(q.data(), v.grad(), kept);
+  };
+  const auto [q, dw, kept] = run(x, w);
+  const Tensor fused = matmul(Variable(w), Variable(w)).data();
+  context().gemm = MathMode::bf16;
+  const auto [q16, dw16, kept16] = run(x, w);
+  EXPECT_EQ(kept - kept16, size_t(2 * x.numel()));
+  EXPECT_TRUE(equal_bits(q16, std::get<0>(run(rounded(x), rounded(w)))));
+  EXPECT_FALSE(equal_bits(q16, q));
+  EXPECT_EQ(difference(q16, q, {.relative = 1e-2}), "");
+  EXPECT_EQ(difference(dw16, dw, {.relative = 2e-2}), "");
+  EXPECT_TRUE(equal_bits(matmul(Variable(w), Variable(w)).data(), fused));
+  context().gemm = MathMode::f32;
+  EXPECT_TRUE(equal_bits(q16, std::get<0>(run(rounded(x), rounded(w)))));
+  context() = before;
+}
 
 struct CodedRun {
   Tensor y, dx, dw;

@@ -44,7 +44,10 @@ enum class Gradient : uint8_t {
 /// How far the CUDA result may be from the CPU result.
 struct Parity {
   enum class Kind : uint8_t { exact, ulp, gemm } kind = Kind::exact;
-  int64_t n = 0;  ///< ulps; for gemm the inner dimension K: 4·ε·√K of the largest magnitude
+  /// Ulps; for gemm the longest contraction K of the products, gradients included: exact by own kernels, by
+  /// libraries (Context::library_products) within 4·ε·√K of the largest magnitude.
+  int64_t n = 0;
+  int64_t perf_n = 0;  ///< K of the perf inputs
 };
 
 struct Misuse {

@@ -76,25 +76,40 @@ void gradient_is_identity(const OpCase& c) {
   check(c.name, difference(r.grads[0], fill("gy", r.y.shape(), 0, 1)));
 }
 
-void check_parity(const OpCase& c, const std::vector<InputSpec>& specs) {
+/// Own kernels have the bits of the CPU in every precision; libraries are in the class of float products.
+void check_parity(const OpCase& c, const std::vector<InputSpec>& specs, int64_t n, MathMode precision) {
+  Sandbox sandbox;
+  context().gemm = precision;
   const std::vector<Tensor> in = make_inputs(c, specs);
   std::vector<Tensor> moved;
   for (const Tensor& t : in) moved.push_back(t.to(kGpu));
-  const OpRun cpu = run_op(c, specs, in), gpu = run_op(c, specs, moved);
-  const Tolerance t{
-      .ulps = c.parity.kind == Parity::Kind::ulp ? c.parity.n : 0,
-      .relative = c.parity.kind == Parity::Kind::gemm ? 4 * 0x1p-23 * std::sqrt(double(c.parity.n)) : 0};
-  check(c.name + ", output", difference(gpu.y.to(Device{}), cpu.y, t));
-  for (size_t i = 0; i < cpu.grads.size(); ++i) {
-    const Tensor g = gpu.grads[i].defined() ? gpu.grads[i].to(Device{}) : Tensor{};
-    check(c.name + ", gradient of input " + std::to_string(i), difference(g, cpu.grads[i], t));
-  }
+  const OpRun cpu = run_op(c, specs, in);
+  const auto compare = [&](const std::string& kernels, Tolerance t) {
+    const std::string name = c.name + ", precision " + std::to_string(int(precision)) + kernels;
+    const OpRun gpu = run_op(c, specs, moved);
+    check(name + ", output", difference(gpu.y.to(Device{}), cpu.y, t));
+    for (size_t i = 0; i < cpu.grads.size(); ++i) {
+      const Tensor g = gpu.grads[i].defined() ? gpu.grads[i].to(Device{}) : Tensor{};
+      check(name + ", gradient of input " + std::to_string(i), difference(g, cpu.grads[i], t));
+    }
+  };
+  context().library_products = false;
+  compare("", {.ulps = c.parity.kind == Parity::Kind::ulp ? n : 0});
+  if (c.parity.kind != Parity::Kind::gemm) return;
+  context().library_products = true;  // whose tf32 may be truncated
+  compare(", libraries",
+          {.relative = std::sqrt(double(n)) * (precision == MathMode::tf32 ? 0x1p-8 : 4 * 0x1p-23)});
 }
 
 void parity(const OpCase& c) {
   if (!cuda_present()) GTEST_SKIP() << "no CUDA device";
-  check_parity(c, c.inputs);
-  if (!c.perf.inputs.empty()) check_parity(c, c.perf.inputs);  // more than one block, long rows
+  const Parity& p = c.parity;
+  check_parity(c, c.inputs, p.n, MathMode::f32);
+  if (!c.perf.inputs.empty())  // more than one block, long rows
+    check_parity(c, c.perf.inputs, p.kind == Parity::Kind::gemm ? p.perf_n : p.n, MathMode::f32);
+  if (p.kind != Parity::Kind::gemm) return;
+  check_parity(c, c.inputs, p.n, MathMode::tf32);
+  check_parity(c, c.inputs, p.n, MathMode::bf16);
 }
 
 void check_repeat(const OpCase& c, const std::vector<InputSpec>& specs) {

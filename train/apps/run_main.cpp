@@ -46,6 +46,11 @@ void apply_switches(const Options& o) {
   Context& c = context();
   if (has("deterministic")) c.determinism = o.flag("deterministic") ? Determinism::strict : Determinism::fast;
   if (has("integer-products")) c.integer_products = o.flag("integer-products");
+  if (has("precision"))
+    c.gemm = o.text("precision") == "tf32"   ? MathMode::tf32
+             : o.text("precision") == "bf16" ? MathMode::bf16
+                                             : MathMode::f32;
+  if (has("library-products")) c.library_products = o.flag("library-products");
   if (has("backward")) c.backward = backward_products(o);
   if (has("check-finite")) c.check_finite = o.flag("check-finite");
 }

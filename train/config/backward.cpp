@@ -11,9 +11,9 @@ struct Kind {
   const char* name;
   BackwardProducts products;
 };
-constexpr Kind kKinds[] = {{"f32", BackwardProducts::f32},
-                           {"int8x2", BackwardProducts::int8x2},
-                           {"int8x3", BackwardProducts::int8x3}};
+constexpr Kind kKinds[] = {{"f32", BackwardProducts::f32},       {"int8x2", BackwardProducts::int8x2},
+                           {"int8x3", BackwardProducts::int8x3}, {"bf16", BackwardProducts::bf16},
+                           {"bf16x2", BackwardProducts::bf16x2}, {"bf16x3", BackwardProducts::bf16x3}};
 
 const char* name_of(BackwardProducts p) {
   for (const Kind& k : kKinds)

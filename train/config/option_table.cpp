@@ -93,7 +93,7 @@ constexpr OptionSpec kOptions[] = {
     {"fixed-scale", quantization, flag, kTrain, "off", "", "do not train scales and offsets", {.source = "VVTQ", .rare = true}},
     {"calibration-images", quantization, integer, kRunVerbs, "128", "images", "images from which the first scales are taken where the weights have none: training images, for eval validation images", {.lo = 1, .hi = 1e6}},
     {"integer-products", quantization, flag, kRunVerbs | kBench | kLabels, "on", "", "products of quantized operands on integers; off: the float path, the oracle of the tests", {.rare = true}},
-    {"backward", quantization, text, kTrain | kBench, "auto", "KIND", "gradients of quantized products: f32, or the gradient cut into three (as exact as f32) or two bytes and products on integers; auto: the fastest exact one here, f32 without AVX-512 VNNI, AMX or a GPU. A run keeps what it began with", {.choices = "auto|f32|int8x3|int8x2", .rare = true}},
+    {"backward", quantization, text, kTrain | kBench, "auto", "KIND", "gradients of quantized products: f32; int8x3, int8x2: the gradient cut into three (as exact as f32) or two bytes and products on integers; bf16x3, bf16x2, bf16: cut into so many bf16 numbers (errors 1e-7, 2e-6, 2e-3), for GPUs, slow on the CPU; auto: the fastest exact one here, f32 without AVX-512 VNNI, AMX or a GPU. A run keeps what it began with", {.choices = "auto|f32|int8x3|int8x2|bf16x3|bf16x2|bf16", .rare = true}},
     {"recompute", quantization, flag, kTrain | kBench, "off", "", "keep less for the backward and recompute it bit for bit: less memory, more time"},
     // ---- Optimisation
     {"epochs", optimisation, integer, kTrain, "100", "epochs", "passes over the training images", {.source = "timm", .aliases = "num-train-epochs", .lo = 0, .hi = 1e6}},
@@ -140,6 +140,8 @@ constexpr OptionSpec kOptions[] = {
     // ---- Distributed
     {"device", distributed, text, kRunVerbs | kBench | kLabels, "cpu", "NAME", "cpu, cuda, cuda:N, or auto"},
     {"threads", distributed, integer, kAllVerbs, "0", "threads", "compute threads; 0: the affinity mask. No result depends on it", {.lo = 0, .hi = 1024}},
+    {"precision", distributed, text, kRunVerbs | kBench | kLabels, "f32", "KIND", "operands of float products and convolutions: f32, or rounded to tf32 or bf16; sums, quantizers, statistics and parameters stay f32. Faster on CUDA; the CPU rounds the same way and is slower", {.choices = "f32|tf32|bf16"}},
+    {"library-products", distributed, flag, kRunVerbs | kBench | kLabels, "on", "", "on CUDA float products by cuBLASLt and float convolutions by cuDNN; off: own kernels, with the bits of the CPU", {.rare = true}},
     {"deterministic", distributed, flag, kRunVerbs | kLabels, "on", "", "the same bits in every run; off allows faster kernels where there are any", {.rare = true}},
     {"global-batch", distributed, integer, kTrain, "0", "images", "images of an update over all processes: sets --accumulate, so that the same command gives the same result with any number of processes; 0: --batch-size x --accumulate x processes", {.lo = 0, .hi = 1e9}},
     {"rank-timeout", distributed, seconds, kRunVerbs, "10:00", "M:S", "how long a process may keep the others waiting before they leave with code 6", {.lo = 0.1, .transient = true}},

@@ -11,20 +11,12 @@ namespace lowbit {
 namespace {
 
 using test::kGpu;
+using test::on_gpu;
 using test::random_coded;
 
 Tensor random_tensor(const Shape& s, uint32_t seed) {
   return test::make_input({.name = std::to_string(seed), .shape = s});
 }
-
-Coded on_gpu(const Coded& c) {
-  Coded moved = c;
-  moved.codes = c.codes.to(kGpu);
-  moved.scale = c.scale.to(kGpu);
-  if (c.offset.defined()) moved.offset = c.offset.to(kGpu);
-  return moved;
-}
-Tensor on_gpu(const Tensor& t) { return t.defined() ? t.to(kGpu) : t; }
 
 struct Size {
   int64_t m, n, k;
@@ -154,10 +146,10 @@ TEST(GemmCuda, ProductsByDigitsEqualTheCpu) {
               Tensor::full(codes_first ? Shape{2, lines, rows} : Shape{2, rows, lines}, NAN, DType::f32, d);
           if (codes_first)
             gemm(out, codes_turned ? GemmInput(y) : GemmInput(y).t(),
-                 floats_turned ? GemmInput(x) : GemmInput(x).t(), {}, 0.7, 0, digits);
+                 floats_turned ? GemmInput(x) : GemmInput(x).t(), {}, 0.7, 0, {.digits = digits});
           else
             gemm(out, floats_turned ? GemmInput(x).t() : GemmInput(x),
-                 codes_turned ? GemmInput(y).t() : GemmInput(y), {}, 0.7, 0, digits);
+                 codes_turned ? GemmInput(y).t() : GemmInput(y), {}, 0.7, 0, {.digits = digits});
           return out.to(Device{});
         };
         ASSERT_TRUE(equal_bits(product(on_gpu(g), on_gpu(c), kGpu), product(g, c, Device{})))

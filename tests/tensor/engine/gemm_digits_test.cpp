@@ -11,33 +11,11 @@
 namespace lowbit {
 namespace {
 
+using test::error_against;
+using test::exact_product;
 using test::for_each_isa_and_threads;
+using test::gaussian;
 using test::random_coded;
-
-Tensor gaussian(const Shape& s, uint32_t seed) {
-  std::mt19937 gen(seed);
-  std::normal_distribution<float> normal;
-  Tensor t = Tensor::empty(s);
-  for (int64_t i = 0; i < t.numel(); ++i) t.data<float>()[i] = normal(gen);
-  return t;
-}
-
-/// Largest error against float64 over the largest result.
-double error(const Tensor& y, const Tensor& exact) {
-  const std::vector<double> e = exact.to_vector<double>();
-  const Tensor p = y.packed();
-  double worst = 0, top = 0;
-  for (size_t i = 0; i < e.size(); ++i) {
-    worst = std::max(worst, std::fabs(double(p.data_const<float>()[i]) - e[i]));
-    top = std::max(top, std::fabs(e[i]));
-  }
-  return worst / top;
-}
-
-/// x · codes and codesᵀ-like forms in float64, from the values of the codes.
-Tensor exact(const Tensor& a, const Tensor& b) {
-  return matmul(GemmInput(a.cast(DType::f64)), GemmInput(b.cast(DType::f64)));
-}
 
 struct Case {
   const char* name;
@@ -62,13 +40,13 @@ TEST(GemmDigits, InputGradientIsAsExactAsFloats) {
     SCOPED_TRACE(c.name);
     const Tensor g = gaussian({c.m, c.k}, 1);
     const Coded w = random_coded({c.k, c.n}, c.is_signed, c.lo, c.hi, c.axis, c.offset, c.shift, 2);
-    const Tensor truth = exact(g, w.dequantize());
+    const Tensor truth = exact_product(g, w.dequantize());
     Tensor first[4];
     for_each_isa_and_threads([&] {
       for (const int digits : {2, 3}) {
         Tensor y = Tensor::full({c.m, c.n}, NAN);
-        gemm(y, g, w, {}, 1, 0, digits);
-        EXPECT_LT(error(y, truth), digits == 3 ? 1e-6 : 1e-4);
+        gemm(y, g, w, {}, 1, 0, {.digits = digits});
+        EXPECT_LT(error_against(y, truth), digits == 3 ? 1e-6 : 1e-4);
         if (first[digits].defined())
           EXPECT_EQ(0, std::memcmp(y.data<float>(), first[digits].data<float>(), y.bytes()));
         else
@@ -86,13 +64,13 @@ TEST(GemmDigits, WeightGradientIsAsExactAsFloats) {
       const int64_t n = 77, k = 50;
       const Tensor g = gaussian({tokens, n}, 3);
       const Coded x = random_coded({tokens, k}, false, 0, 15, per_token ? -2 : Coded::kPerTensor, 2, -8, 4);
-      const Tensor truth = exact(g.cast(DType::f64).transpose(0, 1).packed(), x.dequantize());
+      const Tensor truth = exact_product(g.cast(DType::f64).transpose(0, 1).packed(), x.dequantize());
       Tensor first;
       for_each_isa_and_threads([&] {
         Tensor y = Tensor::full({n, k}, NAN), transposed = Tensor::full({k, n}, NAN);
-        gemm(y, GemmInput(g).t(), x, {}, 1, 0, 3);
-        gemm(transposed, GemmInput(x).t(), g, {}, 1, 0, 3);
-        EXPECT_LT(error(y, truth), 1e-6);
+        gemm(y, GemmInput(g).t(), x, {}, 1, 0, {.digits = 3});
+        gemm(transposed, GemmInput(x).t(), g, {}, 1, 0, {.digits = 3});
+        EXPECT_LT(error_against(y, truth), 1e-6);
         const Tensor again = transposed.transpose(0, 1).packed();
         EXPECT_EQ(0, std::memcmp(y.data<float>(), again.data<float>(), y.bytes())) << "roles";
         if (first.defined())
@@ -118,15 +96,16 @@ TEST(GemmDigits, GradientsOfAnyShapeStayWithinTheStatedDistance) {
         g.data<float>()[i] *= *kind == 'h' ? std::exp(1.5f * normal(gen)) : i / n % 100 == 7 ? 100.f : 1.f;
       const Coded w = random_coded({n, inputs}, true, -8, 7, Coded::kPerTensor, 0, 0, 17);
       const Coded x = random_coded({tokens, inputs}, false, 0, 15, Coded::kPerTensor, 0, -8, 18);
-      const Tensor dx = exact(g, w.dequantize());
-      const Tensor dw = exact(g.cast(DType::f64).transpose(0, 1).packed(), x.dequantize());
+      const Tensor dx = exact_product(g, w.dequantize());
+      const Tensor dw = exact_product(g.cast(DType::f64).transpose(0, 1).packed(), x.dequantize());
       Tensor first_dx, first_dw;
       for_each_isa_and_threads([&] {
         for (const int digits : {0, 3}) {
           Tensor y = Tensor::full({tokens, inputs}, NAN), z = Tensor::full({n, inputs}, NAN);
-          gemm(y, g, w, {}, 1, 0, digits), gemm(z, GemmInput(g).t(), x, {}, 1, 0, digits);
-          EXPECT_LT(error(y, dx), 1e-6) << "dX, digits " << digits;
-          EXPECT_LT(error(z, dw), 1e-6) << "dW, digits " << digits;
+          gemm(y, g, w, {}, 1, 0, {.digits = digits}),
+              gemm(z, GemmInput(g).t(), x, {}, 1, 0, {.digits = digits});
+          EXPECT_LT(error_against(y, dx), 1e-6) << "dX, digits " << digits;
+          EXPECT_LT(error_against(z, dw), 1e-6) << "dW, digits " << digits;
           if (digits == 0) continue;
           if (first_dx.defined()) {
             EXPECT_TRUE(equal_bits(y, first_dx));
@@ -147,14 +126,14 @@ TEST(GemmDigits, BatchesOfHeads) {
     return t.reshape({b, tokens, heads, d}).permute({0, 2, 1, 3});
   };
   q.codes = by_heads(q.codes);
-  const Tensor truth = exact(g, q.dequantize());
+  const Tensor truth = exact_product(g, q.dequantize());
   for_each_isa_and_threads([&] {
     Tensor y = Tensor::full({b, tokens, heads * d}, NAN), window = by_heads(y);
-    gemm(window, g, q, {}, 1, 0, 3);
-    EXPECT_LT(error(window.packed(), truth), 1e-6);
+    gemm(window, g, q, {}, 1, 0, {.digits = 3});
+    EXPECT_LT(error_against(window.packed(), truth), 1e-6);
     Tensor z = Tensor::full({b, tokens, heads * d}, NAN), columns = by_heads(z);
-    gemm(columns, GemmInput(g.transpose(-2, -1).packed()).t(), q, {}, 1, 0, 3);
-    EXPECT_LT(error(columns.packed(), truth), 1e-6);
+    gemm(columns, GemmInput(g.transpose(-2, -1).packed()).t(), q, {}, 1, 0, {.digits = 3});
+    EXPECT_LT(error_against(columns.packed(), truth), 1e-6);
   });
 }
 
@@ -165,17 +144,18 @@ TEST(GemmDigits, ScalesAndOffsetsOfHeads) {
     Coded v = random_coded({heads, tokens, d}, false, 0, 15, axis, 2, -8, 16);
     v.scale = gaussian({heads, v.codes.size(axis)}, 17), v.offset = gaussian({heads, d}, 18);
     const Tensor g = gaussian({heads, 18, d}, 19), h = gaussian({heads, 18, tokens}, 20);
-    const Tensor x = v.dequantize(), truth_d = exact(g, x.transpose(-2, -1).packed()), truth_t = exact(h, x);
+    const Tensor x = v.dequantize(), truth_d = exact_product(g, x.transpose(-2, -1).packed()),
+                 truth_t = exact_product(h, x);
     Tensor first_d, first_t;
     for_each_isa_and_threads([&] {
       Tensor yd = Tensor::full({heads, 18, tokens}, NAN), yt = Tensor::full({heads, 18, d}, NAN);
-      gemm(yd, g, GemmInput(v).t(), {}, 1, 0, 3);
-      gemm(yt, h, v, {}, 1, 0, 3);
-      EXPECT_LT(error(yd, truth_d), 1e-6);
-      EXPECT_LT(error(yt, truth_t), 1e-6);
+      gemm(yd, g, GemmInput(v).t(), {}, 1, 0, {.digits = 3});
+      gemm(yt, h, v, {}, 1, 0, {.digits = 3});
+      EXPECT_LT(error_against(yd, truth_d), 1e-6);
+      EXPECT_LT(error_against(yt, truth_t), 1e-6);
       for (int64_t i = 0; i < heads; ++i) {  // a head by itself: the same bits
         Tensor one = Tensor::full({18, tokens}, NAN);
-        gemm(one, g.select(0, i), GemmInput(v.group(i)).t(), {}, 1, 0, 3);
+        gemm(one, g.select(0, i), GemmInput(v.group(i)).t(), {}, 1, 0, {.digits = 3});
         EXPECT_EQ(0, std::memcmp(one.data<float>(), yd.data<float>() + i * one.numel(), one.bytes()));
       }
       if (first_d.defined()) {
@@ -192,10 +172,10 @@ TEST(GemmDigits, ExactForSmallIntegersAndZeros) {
   Tensor g = Tensor::zeros({3, 40});
   for (int64_t k = 0; k < 40; ++k) g.data<float>()[40 + k] = float(k % 5 - 2);
   const Coded w = random_coded({40, 9}, true, -8, 7, Coded::kPerTensor, 0, 0, 7);
-  const Tensor truth = exact(g, w.dequantize());
+  const Tensor truth = exact_product(g, w.dequantize());
   for_each_isa_and_threads([&] {
     Tensor y = Tensor::full({3, 9}, NAN);
-    gemm(y, g, w, {}, 1, 0, 3);
+    gemm(y, g, w, {}, 1, 0, {.digits = 3});
     for (int64_t j = 0; j < 9; ++j) {
       EXPECT_EQ(y.data<float>()[j], 0);
       EXPECT_NEAR(y.data<float>()[9 + j], truth.data_const<double>()[9 + j], 1e-5);
@@ -210,7 +190,7 @@ TEST(GemmDigits, NotFiniteStaysNotFinite) {
     g.data<float>()[2 * 20 + 7] = bad;
     for_each_isa_and_threads([&] {
       Tensor y = Tensor::zeros({4, 33});
-      gemm(y, g, w, {}, 1, 0, 3);
+      gemm(y, g, w, {}, 1, 0, {.digits = 3});
       for (int64_t i = 0; i < 4; ++i)
         for (int64_t j = 0; j < 33; ++j) EXPECT_EQ(std::isfinite(y.data<float>()[i * 33 + j]), i != 2);
     });
@@ -224,7 +204,7 @@ TEST(GemmDigits, OtherProductsStayFloat) {
   const Coded w = random_coded({16, 30}, true, -8, 7, Coded::kPerTensor, 0, 0, 13);
   const auto equal = [&](const GemmInput& b, const Tensor& bias_or_none) {
     Tensor x = Tensor::zeros({20, 16}), y = Tensor::zeros({20, 16});
-    gemm(x, g, b, bias_or_none), gemm(y, g, b, bias_or_none, 1, 0, 3);
+    gemm(x, g, b, bias_or_none), gemm(y, g, b, bias_or_none, 1, 0, {.digits = 3});
     EXPECT_EQ(0, std::memcmp(x.data<float>(), y.data<float>(), x.bytes()));
   };
   equal(GemmInput(w).t(), bias);

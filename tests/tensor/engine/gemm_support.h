@@ -3,12 +3,15 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <cmath>
 #include <random>
 #include <vector>
 
-#include "tensor/core/coded.h"
 #include "tensor/core/thread_pool.h"
+#include "tensor/engine/gemm.h"
 #include "tensor/engine/isa.h"
+#include "tests/support/op_case.h"
 
 namespace lowbit::test {
 
@@ -40,6 +43,31 @@ void for_each_isa_and_threads(F f, std::vector<int> thread_counts = {1, 2, 3}) {
   }
 }
 
+inline Tensor gaussian(const Shape& s, uint32_t seed) {
+  std::mt19937 gen(seed);
+  std::normal_distribution<float> normal;
+  Tensor t = Tensor::empty(s);
+  for (int64_t i = 0; i < t.numel(); ++i) t.data<float>()[i] = normal(gen);
+  return t;
+}
+
+/// a · b in float64.
+inline Tensor exact_product(const Tensor& a, const Tensor& b) {
+  return matmul(GemmInput(a.cast(DType::f64)), GemmInput(b.cast(DType::f64)));
+}
+
+/// Largest error against float64 over the largest result.
+inline double error_against(const Tensor& y, const Tensor& exact) {
+  const std::vector<double> e = exact.to_vector<double>();
+  const Tensor p = y.packed();
+  double worst = 0, top = 0;
+  for (size_t i = 0; i < e.size(); ++i) {
+    worst = std::max(worst, std::fabs(double(p.data_const<float>()[i]) - e[i]));
+    top = std::max(top, std::fabs(e[i]));
+  }
+  return worst / top;
+}
+
 /// Codes in [lo, hi]; the extremes occur often. offset: 0 none, 1 scalar, 2 along the last dimension.
 inline Coded random_coded(const Shape& s, bool is_signed, int lo, int hi, int axis, int offset, double shift,
                           uint32_t seed) {
@@ -68,5 +96,14 @@ inline Coded random_coded(const Shape& s, bool is_signed, int lo, int hi, int ax
   c.hi = hi;
   return c;
 }
+
+inline Coded on_gpu(const Coded& c) {
+  Coded moved = c;
+  moved.codes = c.codes.to(kGpu);
+  moved.scale = c.scale.to(kGpu);
+  if (c.offset.defined()) moved.offset = c.offset.to(kGpu);
+  return moved;
+}
+inline Tensor on_gpu(const Tensor& t) { return t.defined() ? t.to(kGpu) : t; }
 
 }  // namespace lowbit::test

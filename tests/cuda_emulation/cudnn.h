@@ -1,0 +1,88 @@
+#pragma once
+// The calls of cuDNN that this project makes, on the emulated device: naive convolutions of channel-last f32
+// maps that read every descriptor and refuse what does not fit together. Of two algorithms the first is not
+// deterministic and must not be used; the sums run in the opposite order of our own kernels.
+
+#include <cstddef>
+#include <cstdint>
+
+#include "cuda_runtime.h"
+
+enum cudnnStatus_t {
+  CUDNN_STATUS_SUCCESS = 0,
+  CUDNN_STATUS_BAD_PARAM = 2000,
+  CUDNN_STATUS_NOT_SUPPORTED = 3000
+};
+enum cudnnDataType_t { CUDNN_DATA_FLOAT = 0 };
+enum cudnnTensorFormat_t { CUDNN_TENSOR_NHWC = 1 };
+enum cudnnConvolutionMode_t { CUDNN_CROSS_CORRELATION = 1 };
+enum cudnnMathType_t { CUDNN_DEFAULT_MATH = 0, CUDNN_FMA_MATH = 3 };
+enum cudnnDeterminism_t { CUDNN_NON_DETERMINISTIC = 0, CUDNN_DETERMINISTIC = 1 };
+enum cudnnConvolutionFwdAlgo_t : int {};
+enum cudnnConvolutionBwdDataAlgo_t : int {};
+enum cudnnConvolutionBwdFilterAlgo_t : int {};
+
+using cudnnHandle_t = struct EmulatedCudnn*;
+using cudnnTensorDescriptor_t = struct EmulatedMaps*;
+using cudnnFilterDescriptor_t = struct EmulatedFilter*;
+using cudnnConvolutionDescriptor_t = struct EmulatedConvolution*;
+
+template <class Algorithm>
+struct cudnnEmulatedPerf {
+  Algorithm algo;
+  cudnnStatus_t status;
+  float time;
+  size_t memory;
+  cudnnDeterminism_t determinism;
+  cudnnMathType_t mathType;
+};
+using cudnnConvolutionFwdAlgoPerf_t = cudnnEmulatedPerf<cudnnConvolutionFwdAlgo_t>;
+using cudnnConvolutionBwdDataAlgoPerf_t = cudnnEmulatedPerf<cudnnConvolutionBwdDataAlgo_t>;
+using cudnnConvolutionBwdFilterAlgoPerf_t = cudnnEmulatedPerf<cudnnConvolutionBwdFilterAlgo_t>;
+
+const char* cudnnGetErrorString(cudnnStatus_t s);
+cudnnStatus_t cudnnCreate(cudnnHandle_t* h);
+cudnnStatus_t cudnnSetStream(cudnnHandle_t h, cudaStream_t s);
+cudnnStatus_t cudnnCreateTensorDescriptor(cudnnTensorDescriptor_t* d);
+cudnnStatus_t cudnnSetTensor4dDescriptor(cudnnTensorDescriptor_t d, cudnnTensorFormat_t format,
+                                         cudnnDataType_t type, int n, int c, int h, int w);
+cudnnStatus_t cudnnCreateFilterDescriptor(cudnnFilterDescriptor_t* d);
+cudnnStatus_t cudnnSetFilter4dDescriptor(cudnnFilterDescriptor_t d, cudnnDataType_t type,
+                                         cudnnTensorFormat_t format, int k, int c, int h, int w);
+cudnnStatus_t cudnnCreateConvolutionDescriptor(cudnnConvolutionDescriptor_t* d);
+cudnnStatus_t cudnnSetConvolution2dDescriptor(cudnnConvolutionDescriptor_t d, int pad_h, int pad_w, int u,
+                                              int v, int dilation_h, int dilation_w,
+                                              cudnnConvolutionMode_t mode, cudnnDataType_t type);
+cudnnStatus_t cudnnSetConvolutionGroupCount(cudnnConvolutionDescriptor_t d, int groups);
+cudnnStatus_t cudnnSetConvolutionMathType(cudnnConvolutionDescriptor_t d, cudnnMathType_t m);
+
+cudnnStatus_t cudnnGetConvolutionForwardAlgorithm_v7(cudnnHandle_t h, cudnnTensorDescriptor_t x,
+                                                     cudnnFilterDescriptor_t w,
+                                                     cudnnConvolutionDescriptor_t c,
+                                                     cudnnTensorDescriptor_t y, int requested, int* count,
+                                                     cudnnConvolutionFwdAlgoPerf_t* to);
+cudnnStatus_t cudnnGetConvolutionBackwardDataAlgorithm_v7(cudnnHandle_t h, cudnnFilterDescriptor_t w,
+                                                          cudnnTensorDescriptor_t dy,
+                                                          cudnnConvolutionDescriptor_t c,
+                                                          cudnnTensorDescriptor_t dx, int requested,
+                                                          int* count, cudnnConvolutionBwdDataAlgoPerf_t* to);
+cudnnStatus_t cudnnGetConvolutionBackwardFilterAlgorithm_v7(
+    cudnnHandle_t h, cudnnTensorDescriptor_t x, cudnnTensorDescriptor_t dy, cudnnConvolutionDescriptor_t c,
+    cudnnFilterDescriptor_t dw, int requested, int* count, cudnnConvolutionBwdFilterAlgoPerf_t* to);
+
+cudnnStatus_t cudnnConvolutionForward(cudnnHandle_t h, const void* alpha, cudnnTensorDescriptor_t dx,
+                                      const void* x, cudnnFilterDescriptor_t dw, const void* w,
+                                      cudnnConvolutionDescriptor_t c, cudnnConvolutionFwdAlgo_t algo,
+                                      void* work, size_t work_bytes, const void* beta,
+                                      cudnnTensorDescriptor_t dy, void* y);
+cudnnStatus_t cudnnConvolutionBackwardData(cudnnHandle_t h, const void* alpha, cudnnFilterDescriptor_t dw,
+                                           const void* w, cudnnTensorDescriptor_t dy, const void* y,
+                                           cudnnConvolutionDescriptor_t c, cudnnConvolutionBwdDataAlgo_t algo,
+                                           void* work, size_t work_bytes, const void* beta,
+                                           cudnnTensorDescriptor_t dx, void* x);
+cudnnStatus_t cudnnConvolutionBackwardFilter(cudnnHandle_t h, const void* alpha, cudnnTensorDescriptor_t dx,
+                                             const void* x, cudnnTensorDescriptor_t dy, const void* y,
+                                             cudnnConvolutionDescriptor_t c,
+                                             cudnnConvolutionBwdFilterAlgo_t algo, void* work,
+                                             size_t work_bytes, const void* beta, cudnnFilterDescriptor_t dw,
+                                             void* w);
