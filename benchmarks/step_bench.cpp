@@ -1,5 +1,8 @@
 // Training steps of whole models: float, W4A4 and W4A4 with recomputation.
-//   step_bench [--seconds S] [--batch N] [--model NAME] [--variant NAME]    one JSON line each, then a table
+//   step_bench [--seconds S] [--batch N] [--model NAME] [--depth N] [--image-size N] [--variant NAME]
+//                                                            one JSON line each, then a table
+//   step_bench --model vit_base_patch16_224 --image-size 176 --depth 2
+//                                                            two layers of BERT-base's shapes, 122 tokens
 //   LOWBIT_THREADS=1 step_bench                              one thread
 
 #include <cstdio>
@@ -28,6 +31,7 @@ int run(const std::vector<std::string>& args) {
   std::string model_name = "deit_tiny_patch16_224", only;
   double seconds = 5;
   int64_t batch = 8;
+  ModelChanges changes;
   for (size_t i = 0; i + 1 < args.size(); i += 2) {
     if (args[i] == "--model")
       model_name = args[i + 1];
@@ -37,6 +41,10 @@ int run(const std::vector<std::string>& args) {
       seconds = std::atof(args[i + 1].c_str());
     else if (args[i] == "--batch")
       batch = std::atoll(args[i + 1].c_str());
+    else if (args[i] == "--depth")
+      changes.depth = std::atoll(args[i + 1].c_str());
+    else if (args[i] == "--image-size")
+      changes.image_size = std::atoll(args[i + 1].c_str());
     else
       fail(ErrorKind::usage, "step_bench", "unknown option " + args[i]);
   }
@@ -49,17 +57,19 @@ int run(const std::vector<std::string>& args) {
                            {"W4A4 lsq, recompute", "lsq", true},
                            {"W4A4 vvtq", "vvtq", false}}) {
     if (!only.empty() && only != v.name) continue;
-    const auto built = plan_model(model_name, {}).build(0);
+    const auto built = plan_model(model_name, changes).build(0);
     ImageModel& model = *built;
     if (v.scheme) install(model, load_scheme(v.scheme, {}));
     model.recompute_blocks = v.recompute;
     const StepTiming t = time_steps(model, batch, seconds);
     std::printf(
-        "{\"model\": \"%s\", \"variant\": \"%s\", \"batch\": %lld, \"threads\": %d, \"forward_s\": %.5f, "
+        "{\"model\": \"%s\", \"depth\": %lld, \"image_size\": %lld, \"variant\": \"%s\", \"batch\": %lld, "
+        "\"threads\": %d, \"forward_s\": %.5f, "
         "\"backward_s\": %.5f, "
         "\"optimizer_s\": %.5f, \"eval_s\": %.5f, \"saved_bytes\": %zu, \"peak_bytes\": %zu}\n",
-        model_name.c_str(), v.name, static_cast<long long>(batch), threads(), t.forward, t.backward,
-        t.optimizer, t.eval, t.saved_bytes, t.peak_bytes);
+        model_name.c_str(), static_cast<long long>(changes.depth), static_cast<long long>(changes.image_size),
+        v.name, static_cast<long long>(batch), threads(), t.forward, t.backward, t.optimizer, t.eval,
+        t.saved_bytes, t.peak_bytes);
     char line[200];
     std::snprintf(line, sizeof line, "%-22s %9.1f %9.1f %9.1f %11.2f %12s %12s\n", v.name, 1e3 * t.forward,
                   1e3 * t.backward, 1e3 * t.optimizer, double(batch) / t.step(),
