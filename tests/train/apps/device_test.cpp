@@ -57,13 +57,38 @@ TEST(DeviceCuda, TrainingEqualsTheCpu) {
     for (const char* device : {"cpu", "cuda"}) {
       const Outcome r =
           lowbit_run(Words{"train", "--output", dir.path(), "--run", device, "--device", device,
-                           "--library-products", "off", "--backward", "int8x3", "--lr", std::to_string(kRate),
+                           "--no-library-products", "--backward", "int8x3", "--lr", std::to_string(kRate),
                            "--warmup-epochs", "0", "--max-steps", std::to_string(kSteps)} +
                      tiny_model() + tiny_data() + m.options);
       ASSERT_EQ(r.code, 0) << r.err;
     }
     const std::string last = "/last.safetensors";
     EXPECT_LE(largest_difference(dir / "cpu" + last, dir / "cuda" + last), emulated ? 0 : 2 * kRate * kSteps);
+  }
+}
+
+/// Float products by the library, gradients as bf16 products: near the run on the CPU in every precision, and
+/// the same bits in a second run.
+TEST(DeviceCuda, LibrariesTrainInEveryPrecision) {
+  if (!cuda_present()) GTEST_SKIP() << "no CUDA device";
+  TempDir dir;
+  const auto train = [&](const std::string& name, const Words& options) {
+    const Outcome r =
+        lowbit_run(Words{"train", "--output", dir.path(), "--run", name, "--lr", std::to_string(kRate),
+                         "--warmup-epochs", "0", "--max-steps", std::to_string(kSteps)} +
+                   tiny_model() + tiny_data() + four_bits() + options);
+    ASSERT_EQ(r.code, 0) << r.err;
+  };
+  const auto last = [&](const std::string& name) { return dir / name + "/last.safetensors"; };
+  train("cpu", {"--precision", "f32"});
+  for (const char* precision : {"f32", "tf32", "bf16"}) {
+    SCOPED_TRACE(precision);
+    const std::string first = precision, second = first + " again";
+    const Words options{"--device", "cuda", "--precision", precision, "--backward", "bf16x2"};
+    train(first, options), train(second, options);
+    EXPECT_LE(largest_difference(last("cpu"), last(first)), 2 * kRate * kSteps);
+    EXPECT_GT(largest_difference(last("cpu"), last(first)), 0);
+    EXPECT_EQ(largest_difference(last(first), last(second)), 0);
   }
 }
 
