@@ -83,7 +83,8 @@ struct OscillationTotals {
   template <class Row>
   LOWBIT_HD void operator()(const Row& row, int64_t) const {
     const int32_t* const work = a.work;
-    const auto sums = row.sum(ceil_div(a.n, kChunk), [=](int64_t c) {
+    const int64_t chunks = (a.n + kChunk - 1) / kChunk;  // ceil_div is host code
+    const auto sums = row.sum(chunks, [=](int64_t c) {
       return Pack<int32_t, 3>{{work[3 * c], work[3 * c + 1], work[3 * c + 2]}};
     });
     int64_t* const to = a.counts;
