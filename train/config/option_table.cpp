@@ -139,6 +139,7 @@ constexpr OptionSpec kOptions[] = {
     {"distill-temperature", distillation, real, kTrain, "1", "", "softmax temperature of both sides", {.source = "DeiT", .aliases = "distillation-tau", .lo = 1e-3, .hi = 1e3, .rare = true}},
     // ---- Distributed
     {"device", distributed, text, kRunVerbs | kBench | kLabels, "cpu", "NAME", "cpu, cuda, cuda:N, or auto"},
+    {"graph", distributed, text, kTrain | kBench, "auto", "WHEN", "on a GPU, record a training step once as a CUDA graph and launch it as a whole: auto (where it can be; the log says why not), on (else an error), off. The same bits; no effect on the CPU", {.choices = "auto|on|off", .rare = true}},
     {"threads", distributed, integer, kAllVerbs, "0", "threads", "compute threads; 0: the affinity mask. No result depends on it", {.lo = 0, .hi = 1024}},
     {"deterministic", distributed, flag, kRunVerbs | kLabels, "on", "", "the same bits in every run; off allows faster kernels where there are any", {.rare = true}},
     {"global-batch", distributed, integer, kTrain, "0", "images", "images of an update over all processes: sets --accumulate, so that the same command gives the same result with any number of processes; 0: --batch-size x --accumulate x processes", {.lo = 0, .hi = 1e9}},
