@@ -149,14 +149,7 @@ void backward_ruled(const AttentionProbsBwdArgs& a) {
 }
 
 void backward_cpu(const AttentionProbsBwdArgs& a, Stream) {
-  switch (a.c.lsq.mask) {
-    case MaskRule::clip_then_round:
-      return backward_ruled<MaskRule::clip_then_round>(a);
-    case MaskRule::round_then_clip:
-      return backward_ruled<MaskRule::round_then_clip>(a);
-    case MaskRule::pass_through:
-      return backward_ruled<MaskRule::pass_through>(a);
-  }
+  dispatch_mask(a.c.lsq.mask, [&](auto rule) { backward_ruled<decltype(rule)::value>(a); });
 }
 
 // ---------------------------------------------------------------- the op

@@ -122,7 +122,7 @@ __global__ void __launch_bounds__(kProductThreads, 1)
                    Aligned aligned) {
   __shared__ ProductStage stage;
   const CodedGemmArgs& g = a.c.scores;
-  const int64_t blocks = probs_blocks(g.m, kRows), batch = blockIdx.x / blocks,
+  const int64_t blocks = ceil_div(g.m, kRows), batch = blockIdx.x / blocks,
                 first = blockIdx.x % blocks * kRows;
   float* const scores = cuda::dynamic_shared<float>();
   Words *const q = reinterpret_cast<Words*>(scores + kRows * g.n), *const codes = q + probs_words(g.k);
@@ -210,7 +210,7 @@ __global__ void __launch_bounds__(kProductThreads, 1)
   const int warp = int(threadIdx.x) / 32;
   const TieWeights<float> tie = TieWeights<float>::of(c.ties);
   ChunkSum sum(chunks, chunk0);
-  const int64_t last = probs_blocks(end, m);
+  const int64_t last = ceil_div(end, m);
   for (int64_t row = begin / m; row < last;) {
     const int64_t in_batch = row % n;
     int64_t count = n - in_batch < kRows ? n - in_batch : kRows;
@@ -298,14 +298,7 @@ void backward_ruled(const AttentionProbsBwdArgs& a, Stream stream) {
 }
 
 void backward_cuda(const AttentionProbsBwdArgs& a, Stream stream) {
-  switch (a.c.lsq.mask) {
-    case MaskRule::clip_then_round:
-      return backward_ruled<MaskRule::clip_then_round>(a, stream);
-    case MaskRule::round_then_clip:
-      return backward_ruled<MaskRule::round_then_clip>(a, stream);
-    case MaskRule::pass_through:
-      return backward_ruled<MaskRule::pass_through>(a, stream);
-  }
+  dispatch_mask(a.c.lsq.mask, [&](auto rule) { backward_ruled<decltype(rule)::value>(a, stream); });
 }
 
 const CudaKernel<AttentionProbsFwdArgs> forward(attention_probs_fwd, forward_cuda);

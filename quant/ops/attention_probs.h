@@ -51,15 +51,12 @@ struct AttentionProbsBwdArgs {
 extern KernelSlot<AttentionProbsFwdArgs> attention_probs_fwd;
 extern KernelSlot<AttentionProbsBwdArgs> attention_probs_bwd;
 
-/// ceil_div on both sides.
-LOWBIT_HD constexpr int64_t probs_blocks(int64_t n, int64_t of) { return (n + of - 1) / of; }
-
 /// Where the sums of the groups come from: runs of `inner` elements in packed order, each cut into chunks.
 /// Chunk c is the elements [begin(c), end(c)), and chunks follow each other.
 struct ProbsChunks {
   int64_t inner, per_run, count;
   LOWBIT_HD explicit ProbsChunks(const LsqCall& c)
-      : inner(c.inner), per_run(probs_blocks(c.inner, kChunk)), count(c.outer * c.groups * per_run) {}
+      : inner(c.inner), per_run(ceil_div(c.inner, kChunk)), count(c.outer * c.groups * per_run) {}
   LOWBIT_HD int64_t begin(int64_t c) const { return c / per_run * inner + c % per_run * kChunk; }
   LOWBIT_HD int64_t end(int64_t c) const {
     const int64_t last = (c / per_run + 1) * inner, full = begin(c) + kChunk;
@@ -76,7 +73,7 @@ inline int64_t attention_probs_workspace(const LsqCall& c) {
 /// of four codes of q and of the probabilities.
 inline constexpr int kProbsRows = 16, kProbsPitch = kProbsRows + 8;  ///< the pitch keeps a warp's banks apart
 inline constexpr int64_t kProbsFixed = 9 << 10, kProbsShared = 64 << 10;
-LOWBIT_HD constexpr int64_t probs_words(int64_t codes) { return probs_blocks(codes, 64) * 16; }
+LOWBIT_HD constexpr int64_t probs_words(int64_t codes) { return ceil_div(codes, 64) * 16; }
 constexpr int64_t probs_shared(int64_t keys, int64_t depth, int copies, bool codes) {
   return 4 *
          (copies * kProbsRows * keys + (probs_words(depth) + (codes ? probs_words(keys) : 0)) * kProbsPitch);

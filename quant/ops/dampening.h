@@ -36,16 +36,25 @@ struct DampeningBwdArgs {
 extern KernelSlot<DampeningFwdArgs> dampening_fwd;
 extern KernelSlot<DampeningBwdArgs> dampening_bwd;
 
+/// Row r of the weights and the ends of its range.
+template <class T>
+struct DampeningRun {
+  const T *w, *q;
+  T lo, hi;
+  LOWBIT_HD DampeningRun(const DampeningArgs& a, int64_t r)
+      : w(static_cast<const T*>(a.w.data) + r * a.inner), q(static_cast<const T*>(a.w_q.data) + r * a.inner) {
+    const T s = static_cast<const T*>(a.s.data)[r % a.groups];
+    lo = T(a.lo) * s, hi = T(a.hi) * s;
+  }
+};
 template <class T>
 struct DampeningFwdRow {
   DampeningFwdArgs a;
   template <class Row>
   LOWBIT_HD void operator()(const Row& row, int64_t r) const {
-    const T* const w = static_cast<const T*>(a.of.w.data) + r * a.of.inner;
-    const T* const q = static_cast<const T*>(a.of.w_q.data) + r * a.of.inner;
-    const T s = static_cast<const T*>(a.of.s.data)[r % a.of.groups], lo = T(a.of.lo) * s, hi = T(a.of.hi) * s;
+    const DampeningRun<T> of(a.of, r);
     const T sum = row.sum(a.of.inner, [=](int64_t i) {
-      const T top = w[i] < hi ? w[i] : hi, d = (top > lo ? top : lo) - q[i];
+      const T top = of.w[i] < of.hi ? of.w[i] : of.hi, d = (top > of.lo ? top : of.lo) - of.q[i];
       return d * d;
     });
     T* const to = static_cast<T*>(a.work.data) + r;
@@ -68,14 +77,12 @@ struct DampeningBwdRow {
   DampeningBwdArgs a;
   template <class Row>
   LOWBIT_HD void operator()(const Row& row, int64_t r) const {
-    const T* const w = static_cast<const T*>(a.of.w.data) + r * a.of.inner;
-    const T* const q = static_cast<const T*>(a.of.w_q.data) + r * a.of.inner;
-    const T s = static_cast<const T*>(a.of.s.data)[r % a.of.groups], lo = T(a.of.lo) * s, hi = T(a.of.hi) * s;
+    const DampeningRun<T> of(a.of, r);
     const T factor = T(2) * *static_cast<const T*>(a.gy.data);
     T* const dw = static_cast<T*>(a.dw.data) + r * a.of.inner;
     row.for_each(a.of.inner, [=](int64_t i) {
-      const T v = w[i], d = factor * (v - q[i]);
-      dw[i] = v >= lo && v <= hi ? d : T(0);
+      const T v = of.w[i], d = factor * (v - of.q[i]);
+      dw[i] = v >= of.lo && v <= of.hi ? d : T(0);
     });
   }
 };

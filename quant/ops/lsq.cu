@@ -134,14 +134,7 @@ void backward_ruled(const LsqBwdArgs& a, Stream stream) {
 
 void backward_cuda(const LsqBwdArgs& a, Stream stream) {
   cuda::require_f32("fake_quant_lsq.bwd", a.gy);
-  switch (a.c.mask) {
-    case MaskRule::clip_then_round:
-      return backward_ruled<MaskRule::clip_then_round>(a, stream);
-    case MaskRule::round_then_clip:
-      return backward_ruled<MaskRule::round_then_clip>(a, stream);
-    case MaskRule::pass_through:
-      return backward_ruled<MaskRule::pass_through>(a, stream);
-  }
+  dispatch_mask(a.c.mask, [&](auto rule) { backward_ruled<decltype(rule)::value>(a, stream); });
 }
 
 __global__ void gather_kernel(LsqGatherArgs a) {

@@ -17,6 +17,7 @@
 // Source   Esser et al. 2020 (LSQ), Bhalgat et al. 2020 (LSQ+); docs/methods/lsq.md, docs/methods/vvtq.md
 
 #include <string_view>
+#include <type_traits>
 #include <vector>
 
 #include "autograd/ops/pointwise.h"
@@ -33,6 +34,18 @@ class Variable;
 /// Which elements the straight-through gradient reaches. clip_then_round: lo ≤ u ≤ hi; round_then_clip:
 /// lo ≤ rint(u) ≤ hi; pass_through: all.
 enum class MaskRule : uint8_t { clip_then_round, round_then_clip, pass_through };
+/// f(std::integral_constant<MaskRule, rule>()).
+template <class F>
+void dispatch_mask(MaskRule rule, F f) {
+  switch (rule) {
+    case MaskRule::clip_then_round:
+      return f(std::integral_constant<MaskRule, MaskRule::clip_then_round>());
+    case MaskRule::round_then_clip:
+      return f(std::integral_constant<MaskRule, MaskRule::round_then_clip>());
+    case MaskRule::pass_through:
+      return f(std::integral_constant<MaskRule, MaskRule::pass_through>());
+  }
+}
 /// The mask where u equals lo or hi exactly (clip_then_round): ½ as min/max split it (VVTQ), 1 (OFQ), 0.
 enum class TiePolicy : uint8_t { half, inclusive, exclusive };
 

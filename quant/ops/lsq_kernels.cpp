@@ -153,14 +153,7 @@ void backward_ruled(const LsqBwdArgs& a) {
 }
 
 void backward_cpu(const LsqBwdArgs& a, Stream) {
-  switch (a.c.mask) {
-    case MaskRule::clip_then_round:
-      return backward_ruled<MaskRule::clip_then_round>(a);
-    case MaskRule::round_then_clip:
-      return backward_ruled<MaskRule::round_then_clip>(a);
-    case MaskRule::pass_through:
-      return backward_ruled<MaskRule::pass_through>(a);
-  }
+  dispatch_mask(a.c.mask, [&](auto rule) { backward_ruled<decltype(rule)::value>(a); });
 }
 
 void gather_cpu(const LsqGatherArgs& a, Stream) {

@@ -13,8 +13,8 @@ namespace lowbit {
 
 int64_t gemm_k_block(int64_t k) {
   constexpr int64_t kMaxBlock = 384;
-  const int64_t blocks = std::max<int64_t>(1, detail::ceil_div(k, kMaxBlock));
-  return std::max<int64_t>(8, detail::ceil_div(detail::ceil_div(k, blocks), 8) * 8);
+  const int64_t blocks = std::max<int64_t>(1, ceil_div(k, kMaxBlock));
+  return std::max<int64_t>(8, ceil_div(ceil_div(k, blocks), 8) * 8);
 }
 
 namespace {
@@ -31,7 +31,7 @@ class FloatEngine {
         kernel_(kernel),
         in_place_(kernel.in_place && readable_in_place(g.a)),
         block_(gemm_k_block(g.k)),
-        blocks_(std::max<int64_t>(1, detail::ceil_div(g.k, block_))) {}
+        blocks_(std::max<int64_t>(1, ceil_div(g.k, block_))) {}
 
   Blocking blocking() const {
     const int64_t batches = g_.batch[0] * g_.batch[1] * g_.batch[2];

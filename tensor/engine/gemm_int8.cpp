@@ -56,7 +56,7 @@ detail::CodedPlan::CodedPlan(const CodedGemmArgs& g)
 
 namespace {
 
-int64_t words(int64_t k) { return detail::ceil_div(k, 4); }
+int64_t words(int64_t k) { return ceil_div(k, 4); }
 
 /// A packed panel of B is followed by Σ_k of its packed values, int32 [kPanel].
 size_t panel_data_bytes(int64_t k) { return size_t(detail::panel_words(k)) * kPanel * 4; }
@@ -400,10 +400,9 @@ PackedCodes pack_b(const Coded& b) {
   const Packing p = packing(o, false, false);
   PackedCodes packed;
   packed.coded_ = b;
-  packed.data_ = Tensor::empty({detail::ceil_div(n, kPanel) * int64_t(panel_bytes(k))}, DType::u8);
+  packed.data_ = Tensor::empty({ceil_div(n, kPanel) * int64_t(panel_bytes(k))}, DType::u8);
   char* data = reinterpret_cast<char*>(packed.data_.data<uint8_t>());
-  parallel_for(detail::ceil_div(n, kPanel),
-               std::max<int64_t>(1, (1 << 15) / (kPanel * std::max<int64_t>(k, 1))),
+  parallel_for(ceil_div(n, kPanel), std::max<int64_t>(1, (1 << 15) / (kPanel * std::max<int64_t>(k, 1))),
                [&](int64_t p0, int64_t p1) {
                  for (int64_t i = p0; i < p1; ++i)
                    pack_panel(o, p, 0, i * kPanel, int(std::min<int64_t>(kPanel, n - i * kPanel)), k, true,

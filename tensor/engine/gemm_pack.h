@@ -10,6 +10,7 @@
 #include "tensor/core/thread_pool.h"
 #include "tensor/engine/gemm.h"
 #include "tensor/engine/gemm_kernels.h"
+#include "tensor/hd/row.h"
 
 namespace lowbit::detail {
 
@@ -56,7 +57,6 @@ void sum_codes(const void* src, bool is_signed, int64_t row, int64_t col, int ro
 void convert_codes(const void* src, bool is_signed, int64_t step, int64_t n, float shift, const float* scale,
                    int64_t ss, const float* offset, int64_t os, float* dst);
 
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline size_t round_up(size_t n, size_t to) { return (n + to - 1) / to * to; }
 
 /// Shape, device and bias checks of both kinds of product, and everything of the arguments but alpha and

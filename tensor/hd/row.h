@@ -67,6 +67,6 @@ struct PackTraits<Pack<U, N>> {
 template <class F, class... A>
 using PackOf = PackTraits<std::decay_t<std::invoke_result_t<const F&, A...>>>;
 
-constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+LOWBIT_HD constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 }  // namespace lowbit
