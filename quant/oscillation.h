@@ -80,6 +80,8 @@ class WeightWatch {
   bool empty() const { return layers_.empty(); }
   /// Before the forward pass of each update. Reads nothing from the device.
   void step();
+  /// A step that a device has repeated by itself, from a graph.
+  void count_step() { ++steps_; }
   /// Share of all watched weights that changed their code in the last step. Waits for the device.
   double flip_rate() const;
 

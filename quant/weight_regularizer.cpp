@@ -6,18 +6,19 @@
 #include "autograd/core/node.h"
 #include "autograd/ops/broadcast.h"
 #include "quant/ops/dampening.h"
+#include "quant/ops/l1_factor.h"
 #include "quant/quantizer/lsq_quantizer.h"
 #include "quant/quantizer/minmax_quantizer.h"
 #include "quant/quantizer/ofq_quantizer.h"
 #include "quant/scheme/scheme.h"
+#include "tensor/core/constant.h"
 
 namespace lowbit {
 
-double bin_gradient_factor(const Tensor& w, bool convolution, int highest) {
-  double l1 = 0;
-  if (!convolution)
-    for (const float v : w.to_vector<float>()) l1 += std::fabs(v);
-  return float(1 / std::sqrt((convolution ? double(w.numel()) : double(float(l1))) * highest));
+Tensor bin_gradient_factor(const Tensor& w, bool convolution, int highest) {
+  if (!convolution) return l1_factors(w, std::span(&highest, 1), L1Factor::bins);
+  const float g = float(1 / std::sqrt(double(w.numel()) * highest));
+  return constant(std::span(&g, 1), {1}, w.device());
 }
 
 Variable weight_regularizer(Module& model, MembershipTest membership) {
@@ -33,7 +34,7 @@ Variable weight_regularizer(Module& model, MembershipTest membership) {
     BinRegularizerSettings s;
     s.levels = Levels::of(q->bits(), true);
     s.slot = q->bits() - LsqQuantizer::kMinBits;
-    s.grad_scale = bin_gradient_factor(w->second.data(), w->second.ndim() == 4, s.levels.hi);
+    s.factor = bin_gradient_factor(w->second.data(), w->second.ndim() == 4, s.levels.hi);
     s.membership = membership;
     const Variable r = bin_regularizer(w->second, q->alpha(), s);
     sum = sum.defined() ? add(sum, r) : r;

@@ -5,9 +5,10 @@
 
 namespace lowbit {
 
-/// g of a weight with the highest level Qp, rounded to float: 1/√(Σ|w|·Qp), of a convolution 1/√(numel·Qp).
-/// Whether a bin counts hangs on the last bit of the scale, so it must have all of its own right.
-double bin_gradient_factor(const Tensor& w, bool convolution, int highest);
+/// g of a weight with the highest level Qp, [1], rounded to float: 1/√(Σ|w|·Qp), of a convolution
+/// 1/√(numel·Qp). Whether a bin counts hangs on the last bit of the scale, so it must have all of its own
+/// right.
+Tensor bin_gradient_factor(const Tensor& w, bool convolution, int highest);
 
 /// Σ R over every weight that an LSQ quantizer of 2 … 8 bits quantizes, first and last layer included
 /// (quant/ops/bin_regularizer.h); [1]. Undefined when there is none. Convolutions use the gradient factor of

@@ -27,6 +27,8 @@ void backward_cpu(const BatchNormBwdArgs& a, Stream) {
                  BatchNormBwd{a.rows, a.training});
 }
 
+void count_cpu(const BatchCountArgs& a, Stream) { ++*a.count; }
+
 int64_t row_count(const Tensor& x) { return x.size(-1) ? x.numel() / x.size(-1) : 0; }
 
 struct BatchNormNode final : Node {
@@ -68,6 +70,7 @@ void follow(Tensor& running, const Variable& batch, double momentum) {
 
 }  // namespace
 
+KernelSlot<BatchCountArgs> batch_norm_count{"batch_norm.count", count_cpu};
 KernelSlot<BatchNormFwdArgs> batch_norm_fwd{"batch_norm.fwd", forward_cpu};
 KernelSlot<BatchNormSumsArgs> batch_norm_sums{"batch_norm.sums", sums_cpu};
 KernelSlot<BatchNormBwdArgs> batch_norm_bwd{"batch_norm.bwd", backward_cpu};

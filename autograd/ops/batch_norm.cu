@@ -19,7 +19,12 @@ void backward_cuda(const BatchNormBwdArgs& a, Stream stream) {
   cuda::pointwise({a.dx, a.gy, a.x, a.mean, a.rstd, a.gamma, a.dgamma, a.dbeta},
                   BatchNormBwd{a.rows, a.training}, stream);
 }
+__global__ void count_kernel(int64_t* count) { ++*count; }
+void count_cuda(const BatchCountArgs& a, Stream stream) {
+  cuda::launch("batch_norm.count", count_kernel, 1, 1, stream, a.count);
+}
 
+const CudaKernel<BatchCountArgs> count(batch_norm_count, count_cuda);
 const CudaKernel<BatchNormFwdArgs> forward(batch_norm_fwd, forward_cuda);
 const CudaKernel<BatchNormSumsArgs> sums(batch_norm_sums, sums_cuda);
 const CudaKernel<BatchNormBwdArgs> backward(batch_norm_bwd, backward_cuda);

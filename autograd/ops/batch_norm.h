@@ -50,6 +50,11 @@ struct BatchNormBwd {
     return gamma * rstd * (training ? gy - through : gy);
   }
 };
+/// *count += 1, of the batches that have moved the running statistics.
+struct BatchCountArgs {
+  int64_t* count;
+};
+extern KernelSlot<BatchCountArgs> batch_norm_count;
 extern KernelSlot<BatchNormFwdArgs> batch_norm_fwd;
 extern KernelSlot<BatchNormSumsArgs> batch_norm_sums;
 extern KernelSlot<BatchNormBwdArgs> batch_norm_bwd;

@@ -8,28 +8,18 @@
 #include "autograd/ops/linear.h"
 #include "autograd/ops/shape.h"
 #include "autograd/ops/softmax.h"
+#include "autograd/ops/token_order.h"
 
 namespace lowbit {
 namespace {
 
-/// Tokens of every sample in another order: y[b, i] = x[b, order[i]].
-Variable reordered(const Variable& x, const Tensor& order) {
+/// Tokens of every sample in another order: y[b, i] = x[b, order[i]]; `inverse` undoes it.
+Variable reordered(const Variable& x, const Tensor& order, bool inverse) {
   const int64_t batch = x.size(0), n = x.size(1);
   LOWBIT_CHECK(order.numel() == n, shape, "attention", "order must name every token (got order=", order.str(),
                ", x=", x.str(), ")");
-  const std::vector<int64_t> one = order.to_vector<int64_t>();
-  std::vector<int64_t> all;
-  for (int64_t b = 0; b < batch; ++b)
-    for (const int64_t i : one) all.push_back(b * n + i);
-  const Tensor ids = Tensor::from(std::span<const int64_t>(all), {batch * n}, x.device());
+  const Tensor ids = order_rows(order.to(x.device()), batch, inverse);
   return reshape(index_select(reshape(x, {batch * n, -1}), ids), {batch, n, -1});
-}
-
-Tensor inverse(const Tensor& order) {
-  const std::vector<int64_t> forward = order.to_vector<int64_t>();
-  std::vector<int64_t> back(forward.size());
-  for (size_t i = 0; i < forward.size(); ++i) back[size_t(forward[i])] = int64_t(i);
-  return Tensor::from(std::span<const int64_t>(back), {int64_t(back.size())});
 }
 
 }  // namespace
@@ -86,7 +76,7 @@ Variable Attention::operator()(const Variable& x, const AttentionUse& use) {
   const Projections& l = projections_;
   const double factor = 1.0 / std::sqrt(double(c / heads));
   const auto arranged = [&](Variable y) {  // [B, N, C] → [B·groups, N/groups, C]
-    if (use.order.defined()) y = reordered(y, use.order);
+    if (use.order.defined()) y = reordered(y, use.order, false);
     return use.groups > 1 ? reshape(y, {x.size(0) * use.groups, -1, c}) : y;
   };
   Variable scores, v;  // [B·groups, H, N, N], [B·groups, N, C] of N tokens in a group
@@ -114,7 +104,7 @@ Variable Attention::operator()(const Variable& x, const AttentionUse& use) {
   Variable y = context_(attention_context(probs_(p), v_(v), heads));
   if (use.groups > 1) y = reshape(y, {x.size(0), -1, c});
   y = proj_(y);  // token by token, so before or after the order is undone
-  if (use.order.defined()) y = reordered(y, inverse(use.order));
+  if (use.order.defined()) y = reordered(y, use.order, true);
   return training() ? dropout(y, options_.proj_dropout) : y;
 }
 

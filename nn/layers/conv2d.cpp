@@ -30,7 +30,7 @@ BatchNorm::BatchNorm(int64_t channels, double eps, double momentum)
       momentum_(momentum) {}
 
 Variable BatchNorm::operator()(const Variable& x) {
-  if (training()) count_.fill(double(count_.item<int64_t>() + 1));
+  if (training()) batch_norm_count({count_.data<int64_t>()}, count_.device());
   return batch_norm(x, weight_, bias_, running_mean_, running_var_, training(), momentum_, eps_);
 }
 

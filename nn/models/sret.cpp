@@ -7,8 +7,9 @@
 #include "autograd/ops/pointwise.h"
 #include "autograd/ops/reduce.h"
 #include "autograd/ops/shape.h"
+#include "autograd/ops/token_order.h"
 #include "nn/core/init.h"
-#include "tensor/core/context.h"
+#include "tensor/core/draws.h"
 
 namespace lowbit {
 namespace {
@@ -123,12 +124,8 @@ SretTransformer::SretTransformer(const SretConfig& c, uint64_t seed)
 
 Tensor SretTransformer::drawn_order(int64_t k, int64_t n) const {
   RngKey key{uint64_t(k), 0, 0, nullptr};
-  if (training()) key = context().generator.reserve(uint64_t(n));
-  std::vector<int64_t> tokens(size_t(n), 0);
-  std::iota(tokens.begin(), tokens.end(), int64_t(0));
-  for (int64_t i = n - 1; i > 0; --i)
-    std::swap(tokens[size_t(i)], tokens[size_t(philox_below(key, uint64_t(i), uint64_t(i) + 1))]);
-  return Tensor::from(std::span<const int64_t>(tokens), {n});
+  if (training()) key = reserve_draws(uint64_t(n));
+  return lowbit::drawn_order(key, n, pos_embed_->device());
 }
 
 ImageModel::Heads SretTransformer::heads(const Variable& images) {

@@ -38,13 +38,13 @@ void backward_cpu(const BinBwdArgs& a, Stream) {
     const BinMean* const means = a.means.as<const BinMean>();
     const double sum =
         cpu::sum(n, [=](int64_t i) { return bin_backward(b, means, gy, dw, double(n), scale, i); });
-    if (a.dscale.data) a.dscale.as<T>()[b.slot] = T(b.g * sum);
+    if (a.dscale.data) a.dscale.as<T>()[b.slot] = T(bin_factor(b) * sum);
   });
 }
 
 struct BinRegularizerNode final : Node {
   Saved w, scale;
-  Tensor means;
+  Tensor means, factor;
   BinCall call{};
   const char* name() const override { return "bin_regularizer"; }
   void backward(const Tensor& gy, GradSink& gx) override {
@@ -77,11 +77,12 @@ Variable bin_regularizer(const Variable& w, const Variable& scale, const BinRegu
   LOWBIT_CHECK(w.numel() > 0, value, "bin_regularizer", "w must have elements (got ", w.str(), ")");
   const Tensor values = w.data().packed(), scales = scale.data().packed();
   auto node = std::make_shared<BinRegularizerNode>();
-  node->w.set(values), node->scale.set(scales);
+  node->w.set(values), node->scale.set(scales), node->factor = s.factor;
   node->call = {values.view(),
                 scales.view(),
                 s.slot,
                 s.grad_scale,
+                s.factor.defined() ? s.factor.data_const<float>() : nullptr,
                 s.levels.lo,
                 s.levels.hi,
                 s.published_scale,

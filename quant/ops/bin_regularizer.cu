@@ -46,7 +46,7 @@ struct Backward {
 };
 
 __global__ void scale_kernel(BinCall b, const double* da, float* dscale) {
-  dscale[b.slot] = float(b.g * *da);
+  dscale[b.slot] = float(bin_factor(b) * *da);
 }
 
 void backward_cuda(const BinBwdArgs& a, Stream stream) {

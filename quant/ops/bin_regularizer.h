@@ -25,6 +25,7 @@ struct BinRegularizerSettings {
   Levels levels;
   int slot = 0;                 ///< of the scale
   double grad_scale = 1;        ///< g
+  Tensor factor = {};           ///< [1] f32: g where it lies on the device
   bool published_scale = true;  ///< a = (s − s·g) + s·g
   MembershipTest membership = MembershipTest::published;
 };
@@ -38,6 +39,7 @@ struct BinCall {
   View w, scale;  ///< packed
   int64_t slot;
   double g;
+  const float* factor;  ///< in place of g; null: g
   int lo, hi;
   bool published_scale, exact;
   LOWBIT_HD int bins() const { return hi - lo + 1; }
@@ -58,9 +60,11 @@ struct BinElement {
   double d;
 };
 
+LOWBIT_HD double bin_factor(const BinCall& b) { return b.factor ? double(*b.factor) : b.g; }
+
 template <class T>
 LOWBIT_HD T bin_scale(const BinCall& b) {
-  const T s = static_cast<const T*>(b.scale.data)[b.slot], part = s * T(b.g);
+  const T s = static_cast<const T*>(b.scale.data)[b.slot], part = s * T(bin_factor(b));
   return b.published_scale ? (s - part) + part : s;
 }
 

@@ -8,13 +8,14 @@
 namespace lowbit {
 namespace {
 
-void forward_cpu(const BinaryFwdArgs& a, Stream) {
+void forward_cpu(const BinarizeFwdArgs& a, Stream) {
   if (a.y.dtype == DType::i8)
     cpu::pointwise_typed<1, false, int8_t, float>({a.y, a.x}, binary::Sign{});
   else
     cpu::pointwise({a.y, a.x, a.s}, binary::Forward{});
 }
-void backward_cpu(const BinaryBwdArgs& a, Stream) { cpu::pointwise({a.dx, a.gy, a.x}, binary::Backward{}); }
+void far_sign_cpu(const FarSignArgs& a, Stream) { cpu::pointwise({a.y, a.x}, binary::FarSign{}); }
+void backward_cpu(const BinarizeBwdArgs& a, Stream) { cpu::pointwise({a.dx, a.gy, a.x}, binary::Backward{}); }
 
 struct BinaryNode final : Node {
   SavedValue x;
@@ -31,8 +32,9 @@ struct BinaryNode final : Node {
 
 }  // namespace
 
-constinit KernelSlot<BinaryFwdArgs> binary_fwd{"binarize.fwd", forward_cpu};
-constinit KernelSlot<BinaryBwdArgs> binary_bwd{"binarize.bwd", backward_cpu};
+constinit KernelSlot<BinarizeFwdArgs> binary_fwd{"binarize.fwd", forward_cpu};
+constinit KernelSlot<FarSignArgs> far_sign{"far_sign", far_sign_cpu};
+constinit KernelSlot<BinarizeBwdArgs> binary_bwd{"binarize.bwd", backward_cpu};
 
 Variable binarize(const Variable& v, const GroupLayout& l, std::string_view name, Tensor* scale) {
   check_float("binarize", "x", v);

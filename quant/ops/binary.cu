@@ -4,18 +4,22 @@
 namespace lowbit {
 namespace {
 
-void forward_cuda(const BinaryFwdArgs& a, Stream stream) {
+void forward_cuda(const BinarizeFwdArgs& a, Stream stream) {
   if (a.y.dtype == DType::i8)
     cuda::pointwise_typed<1, false, int8_t, float>({a.y, a.x}, binary::Sign{}, stream);
   else
     cuda::pointwise({a.y, a.x, a.s}, binary::Forward{}, stream);
 }
-void backward_cuda(const BinaryBwdArgs& a, Stream stream) {
+void far_sign_cuda(const FarSignArgs& a, Stream stream) {
+  cuda::pointwise({a.y, a.x}, binary::FarSign{}, stream);
+}
+void backward_cuda(const BinarizeBwdArgs& a, Stream stream) {
   cuda::pointwise({a.dx, a.gy, a.x}, binary::Backward{}, stream);
 }
 
-const CudaKernel<BinaryFwdArgs> forward(binary_fwd, forward_cuda);
-const CudaKernel<BinaryBwdArgs> backward(binary_bwd, backward_cuda);
+const CudaKernel<BinarizeFwdArgs> forward(binary_fwd, forward_cuda);
+const CudaKernel<FarSignArgs> far_registered(far_sign, far_sign_cuda);
+const CudaKernel<BinarizeBwdArgs> backward(binary_bwd, backward_cuda);
 
 }  // namespace
 }  // namespace lowbit

@@ -42,16 +42,31 @@ struct Backward {
   }
 };
 
+/// Every value beyond all levels at every scale on its side of 0, and still finite.
+struct FarSign {
+  template <class T>
+  LOWBIT_HD T operator()(T x) const {
+    constexpr T far = T(0x1p100f);
+    return x > T(0) ? far : (x < T(0) ? -far : x);
+  }
+};
+
 }  // namespace binary
 
 /// All of one shape, any strides. y f32 or f64: s·sign(x); i8: sign(x), s unused.
-struct BinaryFwdArgs {
+struct BinarizeFwdArgs {
   View y, x, s;
 };
-struct BinaryBwdArgs {
+struct BinarizeBwdArgs {
   View dx, gy, x;
 };
-extern KernelSlot<BinaryFwdArgs> binary_fwd;
-extern KernelSlot<BinaryBwdArgs> binary_bwd;
+/// y = FarSign(x), for a quantizer of one signed bit that uses the operation of more bits: every element is
+/// clipped, so that y = ±s and nothing but the scale receives a gradient. One shape.
+struct FarSignArgs {
+  View y, x;
+};
+extern KernelSlot<BinarizeFwdArgs> binary_fwd;
+extern KernelSlot<FarSignArgs> far_sign;
+extern KernelSlot<BinarizeBwdArgs> binary_bwd;
 
 }  // namespace lowbit

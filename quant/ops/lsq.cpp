@@ -9,7 +9,9 @@
 #include "quant/ops/layer_norm_codes.h"
 #include "quant/ops/lsq_params.h"
 #include "quant/ops/mean_abs.h"
+#include "tensor/core/constant.h"
 #include "tensor/core/context.h"
+#include "tensor/engine/pointwise.h"
 
 namespace lowbit {
 namespace {
@@ -27,24 +29,36 @@ Levels hull(const std::vector<Levels>& all) {
 View per_group(const Tensor& t, int64_t groups) { return t.expand({groups}).view(); }
 
 Tensor slot_tensor(const LsqSettings& s, const Shape& scale, Device d) {
-  Tensor t = Tensor::empty({s.groups}, DType::i32);
-  int32_t* to = t.data<int32_t>();
+  std::vector<int32_t> slots;
   for (int64_t g = 0; g < s.groups; ++g) {
     const int slot = s.slots.empty() ? int(g) : s.slots[size_t(g)];
     LOWBIT_CHECK(slot >= 0 && slot < scale.numel(), value, s.name, "group ", g, " needs scale ", slot,
                  " (got scale=", scale.str(), ")");
-    to[g] = slot;
+    slots.push_back(slot);
   }
-  return t.to(d);
+  return constant(std::span<const int32_t>(slots), {s.groups}, d);
+}
+
+bool distinct(const std::vector<int>& slots, int64_t scales) {
+  std::vector<bool> seen(size_t(scales), false);
+  for (const int slot : slots) {
+    if (seen[size_t(slot)]) return false;
+    seen[size_t(slot)] = true;
+  }
+  return true;
 }
 
 /// lo and hi of every group, or undefined when all are equal.
 Tensor bounds_tensor(const LsqSettings& s, DType dtype, Device d) {
   if (s.levels.size() == 1) return {};
-  std::vector<double> v;
-  for (const Levels& l : s.levels) v.push_back(l.lo);
-  for (const Levels& l : s.levels) v.push_back(l.hi);
-  return Tensor::from(std::span<const double>(v), {2, s.groups}).cast(dtype).to(d);
+  Tensor bounds;
+  dispatch_real(dtype, [&]<class T>(T) {
+    std::vector<T> v;
+    for (const Levels& l : s.levels) v.push_back(T(l.lo));
+    for (const Levels& l : s.levels) v.push_back(T(l.hi));
+    bounds = constant(std::span<const T>(v), {2, s.groups}, d);
+  });
+  return bounds;
 }
 
 void check_inputs(const Variable& x, const Variable& scale, const Variable& offset, const Variable& nbits,
@@ -92,13 +106,46 @@ View view_of(const Tensor& t) { return t.defined() ? t.view() : View{}; }
 struct FakeQuantNode final : Node {
   SavedValue x;
   LsqParams params;
+  LsqPrepared prepared;
   const char* name() const override { return "fake_quant_lsq"; }
+  bool postponed(const Tensor& gy, GradSink& gx);
   void backward(const Tensor& gy, GradSink& gx) override;
   void release() override { x.release(); }
   std::vector<Tensor> saved() const override { return {x.peek(), params.scale}; }
 };
 
+/// Nothing has reached the gradients of x and scale yet, so that what comes later need not be added.
+bool FakeQuantNode::postponed(const Tensor& gy, GradSink& gx) {
+  if (!prepared.later) return false;
+  if (prepared.later->waiting(prepared.item)) prepared.later->flush();  // x was quantized twice
+  if (!gx.wants(0) || !gx.wants(1) || gx.wants(2) || gx.wants(3)) return false;
+  Tensor dx = gx.alloc(0), dscale = gx.alloc(1);
+  if (dx.view().data != prepared.dx || dscale.view().data != prepared.dscale) return false;
+  prepared.later->take(prepared.item, gy);
+  gx.add(0, dx), gx.add(1, dscale);
+  return true;
+}
+
+/// Places for the gradients of scale, offset and nbits, the inputs 1, 2 and 3, that are wanted.
+struct ParameterGradients {
+  Tensor d[3];
+  LsqOutputs out{};
+  ParameterGradients(const LsqParams& p, GradSink& gx) {
+    for (int i = 0; i < 3; ++i)
+      if (gx.wants(i + 1)) d[i] = gx.alloc(i + 1);
+    const int64_t groups = p.call.groups;
+    out = {p.slots.view(), p.grad_scale.defined() ? per_group(p.grad_scale, groups) : View{},
+           view_of(d[0]),  view_of(d[1]),
+           view_of(d[2]),  p.own_slots && (!d[2].defined() || d[2].numel() == groups)};
+  }
+  void add(GradSink& gx) const {
+    for (int i = 0; i < 3; ++i)
+      if (d[i].defined()) gx.add(i + 1, d[i]);
+  }
+};
+
 void FakeQuantNode::backward(const Tensor& gy, GradSink& gx) {
+  if (postponed(gy, gx)) return;
   LsqCall c = params.call;
   const Tensor input = x.get(name(), 0);
   c.x = input.view();
@@ -107,12 +154,13 @@ void FakeQuantNode::backward(const Tensor& gy, GradSink& gx) {
   Tensor dx = gx.wants(0) || shift ? gradient_over(input, gx, 0) : Tensor{};
   Tensor partial = Tensor::empty({lsq_workspace(c)}, gy.dtype(), gy.device());
   Tensor sums = Tensor::empty({3, c.groups}, gy.dtype(), gy.device());
-  lsq_bwd(
-      {c, gy.view(), view_of(dx), partial.mutable_view(), sums.mutable_view(), gx.wants(2) || gx.wants(3)},
-      gy.device());
+  const ParameterGradients parameters(params, gx);
+  lsq_bwd({c, gy.view(), view_of(dx), partial.mutable_view(), sums.mutable_view(), gx.wants(2) || gx.wants(3),
+           parameters.out},
+          gy.device());
   if (dx.defined()) gx.add(0, dx);
   if (shift) gx.add(4, reduce_to(dx, before.shape()));
-  lsq_parameter_gradients(params, sums, gx);
+  parameters.add(gx);
 }
 
 void run_forward(const LsqParams& p, const Tensor& x, Tensor& y, int shift, const LsqSettings& s) {
@@ -151,10 +199,15 @@ Variable quantized(const Variable& x, const Variable& scale, const Variable& off
   if (inside) params.call.source = LsqSource::gelu;
   const bool coded = lsq_codable(x, offset.defined(), s),
              keep = needs_grad({from, scale, offset, nbits, before});
+  const bool ready = coded && s.prepared && s.prepared->codes.defined();
   Coded c;
-  if (coded) c = lsq_codes(params, s), c.codes = empty_codes(s, x.shape(), x.device());
+  if (coded) c = lsq_codes(params, s);
+  if (ready)
+    node->prepared = *s.prepared, c.codes = s.prepared->codes;
+  else if (coded)
+    c.codes = empty_codes(s, x.shape(), x.device());
   Tensor y;
-  if (!coded || !norm_forward(x, params, c, s)) {
+  if (!ready && (!coded || !norm_forward(x, params, c, s))) {
     const Tensor input = from.data().packed();
     if (!coded) y = Tensor::empty(input.shape(), input.dtype(), input.device());
     run_forward(params, input, coded ? c.codes : y, coded ? int(c.shift) : 0, s);
@@ -172,19 +225,21 @@ LsqParams lsq_params(const Shape& x, DType dtype, Device d, const Tensor& scale,
   const GroupLayout l = group_layout(x, s.axis, s.groups, s.name);
   p.slots = slot_tensor(s, scale.shape(), d);
   p.bounds = bounds_tensor(s, dtype, d);
+  p.own_slots = distinct(s.slots, scale.numel());
   p.grad_scale = s.grad_scale;
   if (before.defined()) p.before = before.clone();
-  const auto gather = [&](const Tensor& from, bool published) {
+  const auto gather = [&](const Tensor& from, bool published, double smallest) {
     Tensor out = Tensor::empty({s.groups}, dtype, d);
     lsq_gather({from.view(), p.slots.view(), published ? per_group(s.grad_scale, s.groups) : View{},
-                out.mutable_view()},
+                out.mutable_view(), smallest},
                d);
     return out;
   };
-  p.scale = gather(scale, s.published_scale && s.grad_scale.defined());
+  p.scale =
+      s.prepared ? s.prepared->scale : gather(scale, s.published_scale && s.grad_scale.defined(), s.smallest);
   check_scale(p.scale, "scale", true, s.name);
   if (offset.defined()) {
-    p.offset = gather(offset, false);
+    p.offset = s.prepared ? s.prepared->offset : gather(offset, false, 0);
     check_scale(p.offset, "offset", false, s.name);
   }
   const Levels h = hull(s.levels);
@@ -218,20 +273,9 @@ Tensor empty_codes(const LsqSettings& s, const Shape& shape, Device device) {
 
 void lsq_parameter_gradients(const LsqParams& p, const Tensor& sums, GradSink& gx) {
   if (!gx.wants(1) && !gx.wants(2) && !gx.wants(3)) return;
-  const auto zeros_for = [&](int input) {
-    if (!gx.wants(input)) return Tensor{};
-    Tensor t = gx.alloc(input);
-    t.fill(0);
-    return t;
-  };
-  Tensor d[] = {zeros_for(1), zeros_for(2), zeros_for(3)};
-  const LsqCall& c = p.call;
-  lsq_finish({sums.view(), c.scale, c.bounds, c.lo, c.hi, p.slots.view(),
-              p.grad_scale.defined() ? per_group(p.grad_scale, c.groups) : View{}, view_of(d[0]),
-              view_of(d[1]), view_of(d[2])},
-             sums.device());
-  for (int i = 0; i < 3; ++i)
-    if (d[i].defined()) gx.add(i + 1, d[i]);
+  const ParameterGradients parameters(p, gx);
+  lsq_finish({p.call, sums.view(), parameters.out}, sums.device());
+  parameters.add(gx);
 }
 
 void check_finite_count(int64_t bad, int64_t count, const LsqSettings& s) {
@@ -268,7 +312,7 @@ double clipped_share(const Tensor& x, const Tensor& scale, const Tensor& offset,
   const Tensor ones = Tensor::full(x.shape(), 1, x.dtype(), x.device());
   Tensor partial = Tensor::empty({lsq_workspace(c)}, x.dtype(), x.device());
   Tensor sums = Tensor::empty({3, c.groups}, x.dtype(), x.device());
-  lsq_bwd({c, ones.view(), View{}, partial.mutable_view(), sums.mutable_view(), true}, x.device());
+  lsq_bwd({c, ones.view(), View{}, partial.mutable_view(), sums.mutable_view(), true, {}}, x.device());
   double total = 0;
   const Tensor host = sums.to(Device{}).cast(DType::f64);
   for (int64_t g = 0; g < c.groups; ++g)

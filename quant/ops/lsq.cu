@@ -98,6 +98,56 @@ struct RunSum {
   }
 };
 
+/// By one block: zeros, then the groups, side by side where no two share a parameter.
+__device__ void finish_block(const LsqFinishArgs& a) {
+  if (!a.out.wanted()) return;
+  for (int64_t i = threadIdx.x; i < lsq_output_count(a.out); i += blockDim.x) lsq_clear<float>(a.out, i);
+  __syncthreads();
+  if (a.out.own) {
+    for (int64_t g = threadIdx.x; g < a.c.groups; g += blockDim.x) lsq_finish_group<float>(a, g);
+  } else if (threadIdx.x == 0) {
+    for (int64_t g = 0; g < a.c.groups; ++g) lsq_finish_group<float>(a, g);
+  }
+}
+__global__ void finish_kernel(const __grid_constant__ LsqFinishArgs a) { finish_block(a); }
+void finish_cuda(const LsqFinishArgs& a, Stream stream) {
+  if (a.out.wanted()) cuda::launch("fake_quant_lsq.finish", finish_kernel, 1, kThreads, stream, a);
+}
+
+/// One warp, one group: the list of chunk sums by the row rule, then what follows from the sum.
+template <int K>
+__global__ void finish_list_kernel(const __grid_constant__ LsqFinishArgs a, const Pack<float, K>* list,
+                                   int64_t n) {
+  const auto s = cuda::detail::sum_chunk(0, n, cuda::WarpRow::lane(), [list](int64_t i) { return list[i]; });
+  if (threadIdx.x == 0) {
+    float* const sums = lsq_data<float>(a.sums);
+    sums[0] = s[0];
+    if constexpr (K == 3) sums[1] = s[1], sums[2] = s[2];
+  }
+  __syncthreads();
+  finish_block(a);
+}
+
+/// The sum over the only group: lists of chunk sums as cuda::sum has them, the last one with the finish.
+template <class F>
+void one_group(const LsqBwdArgs& a, const F& f, float* work, Stream stream) {
+  constexpr int K = PackOf<F, int64_t>::K;
+  using S = Pack<float, K>;
+  using List = cuda::detail::ListElement<S>;
+  constexpr int warps = cuda::detail::kBlockWarps, threads = warps * kLanes;
+  S* list = reinterpret_cast<S*>(work);
+  int64_t n = std::max<int64_t>(1, ceil_div(a.c.inner, kChunk));
+  cuda::launch("fake_quant_lsq.bwd", cuda::detail::sum_kernel<F, S>, unsigned(ceil_div(n, warps)), threads,
+               stream, a.c.inner, f, list);
+  for (; n > kChunk; n = ceil_div(n, kChunk)) {
+    cuda::launch("fake_quant_lsq.bwd", cuda::detail::sum_kernel<List, S>,
+                 unsigned(ceil_div(ceil_div(n, kChunk), warps)), threads, stream, n, List{list}, list + n);
+    list += n;
+  }
+  cuda::launch("fake_quant_lsq.bwd", finish_list_kernel<K>, 1, kLanes, stream,
+               LsqFinishArgs{a.c, a.sums, a.out}, list, n);
+}
+
 template <MaskRule M, bool Edges, class S>
 void backward_masked(const LsqBwdArgs& a, Stream stream) {
   const LsqCall& c = a.c;
@@ -109,12 +159,13 @@ void backward_masked(const LsqBwdArgs& a, Stream stream) {
     const Element<M, true, S> all{e.c, e.gy, e.dx, e.tie};
     cuda::columns(c.outer, groups, all, work, stream, sums, sums + groups, sums + 2 * groups);
   } else if (runs == 1) {
-    cuda::sum(c.inner, e, sums, work, stream);
+    return one_group(a, e, work, stream);
   } else {
     cuda::rows(runs, c.inner, Run<M, Edges, S>{e, partial}, stream);
     cuda::columns(c.outer, groups, RunSum{partial, groups, runs}, work, stream, sums, sums + groups,
                   sums + 2 * groups);
   }
+  finish_cuda({a.c, a.sums, a.out}, stream);
 }
 
 template <MaskRule M, class S>
@@ -139,23 +190,17 @@ void backward_cuda(const LsqBwdArgs& a, Stream stream) {
 
 __global__ void gather_kernel(LsqGatherArgs a) {
   const int64_t g = blockIdx.x * int64_t(kThreads) + threadIdx.x;
-  if (g < a.out.shape[0]) lsq_gather_group<float>(a, g);
+  if (g < lsq_gather_count(a)) lsq_gather_group<float>(a, g);
 }
 void gather_cuda(const LsqGatherArgs& a, Stream stream) {
-  cuda::launch("fake_quant_lsq.scale", gather_kernel, unsigned(ceil_div(a.out.shape[0], kThreads)), kThreads,
-               stream, a);
-}
-
-/// One thread: groups may share a parameter, and their order of addition is part of the contract.
-__global__ void finish_kernel(LsqFinishArgs a) { lsq_finish_all<float>(a); }
-void finish_cuda(const LsqFinishArgs& a, Stream stream) {
-  cuda::launch("fake_quant_lsq.finish", finish_kernel, 1, 1, stream, a);
+  cuda::launch("fake_quant_lsq.scale", gather_kernel, unsigned(ceil_div(lsq_gather_count(a), kThreads)),
+               kThreads, stream, a);
 }
 
 const CudaKernel<LsqFwdArgs> forward(lsq_fwd, forward_cuda);
 const CudaKernel<LsqBwdArgs> backward(lsq_bwd, backward_cuda);
-const CudaKernel<LsqGatherArgs> gather(lsq_gather, gather_cuda);
 const CudaKernel<LsqFinishArgs> finish(lsq_finish, finish_cuda);
+const CudaKernel<LsqGatherArgs> gather(lsq_gather, gather_cuda);
 
 }  // namespace
 }  // namespace lowbit

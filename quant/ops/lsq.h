@@ -60,6 +60,27 @@ struct Levels {
 
 enum class CodeType : uint8_t { u8, i8, floats };  ///< u8: code = level − lowest level; i8: code = level
 
+/// Gradients of many quantizers computed together, later (quant/lsq_pass.h).
+class LsqLater {
+ public:
+  virtual ~LsqLater() = default;
+  /// The gradient gy of member `item`'s codes. What follows from it is written when flush() is called.
+  virtual void take(int64_t item, const Tensor& gy) = 0;
+  virtual bool waiting(int64_t item) const = 0;
+  virtual void flush() = 0;
+};
+
+/// What a pass over many quantizers has made for one of them (quant/lsq_pass.h). Undefined: not made.
+struct LsqPrepared {
+  Tensor scale, offset, factor;  ///< [1]: of the group, LsqSettings::grad_scale
+  Tensor codes;                  ///< i8 levels of the input
+  const void* input = nullptr;   ///< the data that they belong to
+  /// Where backward may leave its work, and the places that it is for: gradients of input and scale.
+  LsqLater* later = nullptr;
+  int64_t item = 0;
+  void *dx = nullptr, *dscale = nullptr;
+};
+
 struct LsqSettings {
   std::string_view name = "fake_quant_lsq";  ///< whom an error blames
   int axis = Coded::kPerTensor;              ///< negative; groups divide its extent
@@ -70,7 +91,9 @@ struct LsqSettings {
   MaskRule mask = MaskRule::clip_then_round;
   TiePolicy ties = TiePolicy::half;
   bool published_scale = false;  ///< a = (s − s·g) + s·g in this order, up to one ulp from s
+  double smallest = 0;           ///< scales below become this, in place: VVTQ clamps the parameter itself
   CodeType codes = CodeType::u8;
+  const LsqPrepared* prepared = nullptr;  ///< in place of gathering, and of quantizing where it has codes
 };
 
 /// scale [S]; offset [S] or undefined; nbits [1] or [groups], or undefined: only receives its gradient.
@@ -177,12 +200,21 @@ struct LsqFwdArgs {
   int64_t* bad;  ///< host counter of non-finite x; null on devices
 };
 
+/// Where the gradients of the parameters go, from the groups' sums. data null: not wanted.
+struct LsqOutputs {
+  View slots, grad_scale;        ///< as in LsqGatherArgs; grad_scale.data null: 1
+  View dscale, doffset, dnbits;  ///< vectors; entries that no group uses become 0
+  bool own;                      ///< no two groups share an entry
+  LOWBIT_HD bool wanted() const { return dscale.data || doffset.data || dnbits.data; }
+};
+
 struct LsqBwdArgs {
   LsqCall c;
   View gy, dx;   ///< packed; dx.data null: not wanted
   View partial;  ///< workspace of lsq_workspace() elements; begins with [3, outer·groups], one per run
   View sums;     ///< [3, groups]: Σ G(q − m·u), Σ above, Σ below
   bool edges;    ///< false: only the first sum is wanted
+  LsqOutputs out;
 };
 
 /// Elements of LsqBwdArgs::partial on any device: run results, and the lists of chunks or row blocks.
@@ -191,19 +223,23 @@ inline int64_t lsq_workspace(const LsqCall& c) {
          (c.outer * c.groups + 2 * ceil_div(c.inner, kChunk) + ceil_div(c.outer, kRowBlock) * c.groups + 2);
 }
 
-/// out[g] = source[slots[g]], or the published form of it.
+/// out[g] = source[slots[g]], or the published form of it. Entries of source below `smallest` > 0 become it.
 struct LsqGatherArgs {
   View source, slots, grad_scale,
       out;  ///< source any stride; slots i32 [groups]; grad_scale [groups], null: exact
+  double smallest;
 };
+/// Threads of a gather: groups, and entries of source.
+inline int64_t lsq_gather_count(const LsqGatherArgs& a) {
+  return a.out.shape[0] > a.source.shape[0] ? a.out.shape[0] : a.source.shape[0];
+}
 
+/// The second half of a backward by itself, for ops that form the sums in their own way.
 struct LsqFinishArgs {
-  View sums, scale, bounds;  ///< as above
-  double lo, hi;
-  View slots, grad_scale;        ///< grad_scale.data null: 1
-  View dscale, doffset, dnbits;  ///< data null: not wanted
+  LsqCall c;
+  View sums;  ///< as above
+  LsqOutputs out;
 };
-
 extern KernelSlot<LsqFwdArgs> lsq_fwd;
 extern KernelSlot<LsqBwdArgs> lsq_bwd;
 extern KernelSlot<LsqGatherArgs> lsq_gather;
@@ -260,9 +296,18 @@ LOWBIT_HD auto lsq_bwd_element(T x, const T* gy, T* dx, int64_t i, QParam<T> p, 
     return g.dscale;
 }
 
+/// Number i: clamps source[i] and gathers group i, where there are such. Clamping twice is clamping once, so
+/// it does not matter who comes first.
 template <class T>
 LOWBIT_HD void lsq_gather_group(const LsqGatherArgs& a, int64_t g) {
+  const T smallest = T(a.smallest);
+  if (smallest > T(0) && g < a.source.shape[0]) {
+    T& own = lsq_data<T>(a.source)[g * a.source.stride[0]];
+    if (own < smallest) own = smallest;
+  }
+  if (g >= a.out.shape[0]) return;
   T s = lsq_at<T>(a.source, lsq_data<int32_t>(a.slots)[g]);
+  if (smallest > T(0) && s < smallest) s = smallest;
   if (a.grad_scale.data) {
     const T t = s * lsq_at<T>(a.grad_scale, g);
     s = (s - t) + t;
@@ -270,23 +315,34 @@ LOWBIT_HD void lsq_gather_group(const LsqGatherArgs& a, int64_t g) {
   lsq_data<T>(a.out)[g] = s;
 }
 
-/// Adds the groups' sums into their parameters, in increasing order. Outputs are zeroed before.
+/// Entries i of all outputs become 0.
 template <class T>
-LOWBIT_HD void lsq_finish_all(const LsqFinishArgs& a) {
-  const int64_t groups = a.sums.shape[1];
+LOWBIT_HD void lsq_clear(const LsqOutputs& out, int64_t i) {
+  const View* const all[] = {&out.dscale, &out.doffset, &out.dnbits};
+  for (const View* v : all)
+    if (v->data && i < v->shape[0]) lsq_data<T>(*v)[i] = T(0);
+}
+LOWBIT_HD int64_t lsq_output_count(const LsqOutputs& out) {
+  int64_t n = 0;
+  const View* const all[] = {&out.dscale, &out.doffset, &out.dnbits};
+  for (const View* v : all) n = v->data && v->shape[0] > n ? v->shape[0] : n;
+  return n;
+}
+
+/// Adds the sums of group g into its parameters. Groups that share one come in increasing order.
+template <class T>
+LOWBIT_HD void lsq_finish_group(const LsqFinishArgs& a, int64_t g) {
+  const LsqOutputs& out = a.out;
+  const int64_t groups = a.c.groups, slot = lsq_data<int32_t>(out.slots)[g];
   const T* const sum = lsq_data<T>(a.sums);
-  for (int64_t g = 0; g < groups; ++g) {
-    const int64_t slot = lsq_data<int32_t>(a.slots)[g];
-    const T factor = a.grad_scale.data ? lsq_at<T>(a.grad_scale, g) : T(1);
-    if (a.dscale.data) lsq_data<T>(a.dscale)[slot] += factor * sum[g];
-    if (a.doffset.data) lsq_data<T>(a.doffset)[slot] += sum[groups + g] + sum[2 * groups + g];
-    if (a.dnbits.data) {
-      const T lo = a.bounds.data ? lsq_data<T>(a.bounds)[g] : T(a.lo);
-      const T hi = a.bounds.data ? lsq_data<T>(a.bounds)[groups + g] : T(a.hi);
-      const T ln2 = T(0.693147180559945309);
-      lsq_data<T>(a.dnbits)[a.dnbits.shape[0] == 1 ? 0 : g] +=
-          lsq_at<T>(a.scale, g) * ln2 * ((hi + T(1)) * sum[groups + g] + lo * sum[2 * groups + g]);
-    }
+  const T factor = out.grad_scale.data ? lsq_at<T>(out.grad_scale, g) : T(1);
+  if (out.dscale.data) lsq_data<T>(out.dscale)[slot] += factor * sum[g];
+  if (out.doffset.data) lsq_data<T>(out.doffset)[slot] += sum[groups + g] + sum[2 * groups + g];
+  if (out.dnbits.data) {
+    const QParam<T> p = lsq_param<T>(a.c, g);
+    const T ln2 = T(0.693147180559945309);
+    lsq_data<T>(out.dnbits)[out.dnbits.shape[0] == 1 ? 0 : g] +=
+        p.scale * ln2 * ((p.hi + T(1)) * sum[groups + g] + p.lo * sum[2 * groups + g]);
   }
 }
 

@@ -152,25 +152,30 @@ void backward_ruled(const LsqBwdArgs& a) {
   });
 }
 
+void finish_cpu(const LsqFinishArgs& a, Stream) {
+  if (!a.out.wanted()) return;
+  dispatch_real(a.sums.dtype, [&]<class T>(T) {
+    for (int64_t i = 0; i < lsq_output_count(a.out); ++i) lsq_clear<T>(a.out, i);
+    for (int64_t g = 0; g < a.c.groups; ++g) lsq_finish_group<T>(a, g);
+  });
+}
+
 void backward_cpu(const LsqBwdArgs& a, Stream) {
   dispatch_mask(a.c.mask, [&](auto rule) { backward_ruled<decltype(rule)::value>(a); });
+  finish_cpu({a.c, a.sums, a.out}, {});
 }
 
 void gather_cpu(const LsqGatherArgs& a, Stream) {
   dispatch_real(a.out.dtype, [&]<class T>(T) {
-    for (int64_t g = 0; g < a.out.shape[0]; ++g) lsq_gather_group<T>(a, g);
+    for (int64_t g = 0; g < lsq_gather_count(a); ++g) lsq_gather_group<T>(a, g);
   });
-}
-
-void finish_cpu(const LsqFinishArgs& a, Stream) {
-  dispatch_real(a.sums.dtype, [&]<class T>(T) { lsq_finish_all<T>(a); });
 }
 
 }  // namespace
 
 constinit KernelSlot<LsqFwdArgs> lsq_fwd{"fake_quant_lsq.fwd", forward_cpu};
 constinit KernelSlot<LsqBwdArgs> lsq_bwd{"fake_quant_lsq.bwd", backward_cpu};
-constinit KernelSlot<LsqGatherArgs> lsq_gather{"fake_quant_lsq.scale", gather_cpu};
 constinit KernelSlot<LsqFinishArgs> lsq_finish{"fake_quant_lsq.finish", finish_cpu};
+constinit KernelSlot<LsqGatherArgs> lsq_gather{"fake_quant_lsq.scale", gather_cpu};
 
 }  // namespace lowbit

@@ -9,7 +9,8 @@ namespace lowbit {
 /// The parameters of a call: private copies, written by nobody, shared by forward and backward.
 struct LsqParams {
   Tensor scale, offset, bounds, slots, grad_scale, before;
-  LsqCall call{};  ///< with views of them; x is set where the kernel is called
+  bool own_slots = false;  ///< no two groups share a scale
+  LsqCall call{};          ///< with views of them; x is set where the kernel is called
 };
 LsqParams lsq_params(const Shape& x, DType dtype, Device device, const Tensor& scale, const Tensor& offset,
                      const LsqSettings& s, const Tensor& before = {});

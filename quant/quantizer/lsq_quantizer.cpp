@@ -4,23 +4,13 @@
 #include <cmath>
 
 #include "autograd/core/node.h"
+#include "quant/ops/l1_factor.h"
+#include "tensor/core/constant.h"
 
 namespace lowbit {
 namespace {
 
 constexpr float kSmallestScale = 1e-4f;
-
-/// In-place clamp of a small parameter; its version changes only when a value does.
-void clamp_parameter(Variable& v, float lo, float hi) {
-  std::vector<float> values = v.data().to_vector<float>();
-  bool changed = false;
-  for (float& x : values) {
-    const float c = std::min(std::max(x, lo), hi);
-    changed |= c != x;
-    x = c;
-  }
-  if (changed) v.mutable_data().copy_from(Tensor::from(std::span<const float>(values), v.shape()));
-}
 
 ScaleFit range_fit(const Tensor& v, Levels l, bool offset) {
   const Extrema e = extrema(v);
@@ -95,16 +85,19 @@ void LsqQuantizer::on_state(QuantState, QuantState to) {
   nbits_.set_requires_grad(learn && config_.learn_bits);
 }
 
-bool LsqQuantizer::initialised() const { return init_state_.item<float>() != 0; }
+bool LsqQuantizer::initialised() const { return known_state_.of(init_state_)[0] != 0; }
 
-void LsqQuantizer::clamp_parameters() {
-  clamp_parameter(nbits_, kMinBits, kMaxBits);
-  if (config_.clamp_scale) clamp_parameter(alpha_, kSmallestScale, INFINITY);
+/// Writes only what changes.
+void LsqQuantizer::clamp_bits() {
+  std::vector<float> bits = known_bits_.of(nbits_.data());
+  for (float& n : bits) n = std::min(std::max(n, float(kMinBits)), float(kMaxBits));
+  if (bits != known_bits_.of(nbits_.data()))
+    nbits_.mutable_data().copy_from(Tensor::from(std::span<const float>(bits), nbits_.shape()));
 }
 
 std::vector<int> LsqQuantizer::group_bits() const {
   std::vector<int> bits;
-  for (float n : nbits_.data().to_vector<float>())
+  for (float n : known_bits_.of(nbits_.data()))
     bits.push_back(std::clamp(int(std::nearbyint(n)), kMinBits, kMaxBits));
   return bits;
 }
@@ -131,21 +124,23 @@ LsqSettings LsqQuantizer::settings() const {
   return s;
 }
 
-std::vector<float> LsqQuantizer::gradient_factors(const Variable& v) const {
-  const float l1 = config_.gradient_scale == GradientScale::l1 ? sum_abs(v.data()) / float(spec().groups) : 0;
+double LsqQuantizer::numel_factor(int64_t numel, int highest) const {
+  return config_.gradient_scale == GradientScale::numel ? 1 / std::sqrt(double(numel) * highest)
+                                                        : 1 / std::sqrt(double(numel)) / highest;
+}
+
+Tensor LsqQuantizer::grad_scale(const Variable& v) const {
+  std::vector<int> highest;
+  for (const int n : group_bits()) highest.push_back(Levels::of(n, spec().is_signed).hi);
+  if (config_.gradient_scale == GradientScale::l1)  // all zero: 1, the gradient that it scales is 0
+    return l1_factors(v.data().cast(DType::f32), highest, L1Factor::lsq);
   std::vector<float> factors;
-  for (int n : group_bits()) {
-    const int qp = Levels::of(n, spec().is_signed).hi;
-    double g = 1;
-    if (config_.gradient_scale == GradientScale::l1)
-      g = l1 > 0 ? 1 / std::sqrt(double(l1 * float(qp))) : 1;  // all zero: the gradient it scales is 0
-    else if (config_.gradient_scale == GradientScale::numel)
-      g = 1 / std::sqrt(double(v.numel()) * qp);
-    else
-      g = 1 / std::sqrt(double(v.numel())) / qp;
-    factors.push_back(float(g));
-  }
-  return factors;
+  for (const int qp : highest) factors.push_back(float(numel_factor(v.numel(), qp)));
+  return constant(std::span<const float>(factors), {int64_t(factors.size())}, v.device());
+}
+
+std::vector<float> LsqQuantizer::gradient_factors(const Variable& v) const {
+  return grad_scale(v).to_vector<float>();
 }
 
 Quantizer::TrainedScale LsqQuantizer::trained_scale(const Tensor& x) const {
@@ -155,18 +150,40 @@ Quantizer::TrainedScale LsqQuantizer::trained_scale(const Tensor& x) const {
   return s;
 }
 
+bool LsqQuantizer::listable(bool of_weight) const {
+  if (spec().groups != 1 || spec().is_weight != of_weight || config_.learn_bits) return false;
+  return of_weight ? !config_.offset && spec().is_signed
+                   : !config_.published_scale && config_.gradient_scale != GradientScale::l1;
+}
+
+LsqListItem LsqQuantizer::list_item(const Tensor& w) const {
+  const int n = bits();
+  const Levels l = Levels::of(n, spec().is_signed);
+  LsqListItem item{};
+  // The pass clamps the scale in place, as a gather does; the host counts neither as a write.
+  item.alpha = static_cast<float*>(alpha_.data().view().data);
+  item.beta = beta_ ? beta_->data().data_const<float>() : nullptr;
+  item.widths = kSlots, item.slot = n - kMinBits;
+  item.factor = !w.defined()                                  ? 1
+                : config_.gradient_scale == GradientScale::l1 ? 0
+                                                              : numel_factor(w.numel(), l.hi);
+  item.smallest = config_.clamp_scale ? double(kSmallestScale) : 0;
+  item.published = config_.published_scale;
+  item.lo = l.lo, item.hi = l.hi;
+  return item;
+}
+
 Variable LsqQuantizer::fake_quant(const Variable& x) {
-  clamp_parameters();
+  clamp_bits();
   if (!initialised()) {
     initialise(x.data());
-    clamp_parameters();
   }
   const Variable offset = beta_ ? *beta_ : Variable{}, bits = config_.learn_bits ? nbits_ : Variable{};
   LsqSettings s = settings();
-  if (config_.published_scale || needs_grad({alpha_})) {
-    const std::vector<float> g = gradient_factors(x);
-    s.grad_scale = Tensor::from(std::span<const float>(g), {int64_t(g.size())}, x.device());
-  }
+  if (config_.clamp_scale) s.smallest = double(kSmallestScale);
+  if (made_ && (!made_->input || made_->input == x.data().view().data)) s.prepared = made_;
+  if (config_.published_scale || needs_grad({alpha_}))
+    s.grad_scale = s.prepared && s.prepared->factor.defined() ? s.prepared->factor : grad_scale(x);
   return fake_quant_lsq(x, alpha_, offset, bits, s);
 }
 
@@ -176,7 +193,7 @@ ScaleFit LsqQuantizer::initial(const Tensor& v, int bits) const {
   switch (config_.init) {
     case ScaleInit::vvtq: {
       // Published: one value from the module's own bit-width; head-wise widths differ, so each has its own.
-      const double width = spec().groups > 1 ? bits : double(nbits_.data().to_vector<float>()[0]);
+      const double width = spec().groups > 1 ? bits : double(known_bits_.of(nbits_.data())[0]);
       return {float(2 * mean() / std::sqrt(std::exp2(width - 1) - 1)), 0, 0};
     }
     case ScaleInit::lsq:
@@ -214,6 +231,10 @@ void LsqQuantizer::initialise(const Tensor& v) {
 }
 
 Tensor LsqQuantizer::scale() const {
+  if (spec().groups == 1) {  // without the host reading it
+    const int64_t slot = bits() - kMinBits;
+    return alpha_.data().slice(0, slot, slot + 1).clone();
+  }
   const std::vector<float> alpha = alpha_.data().to_vector<float>();
   std::vector<float> s;
   for (int n : group_bits()) s.push_back(alpha[size_t(n - kMinBits)]);

@@ -2,6 +2,8 @@
 // Learned-step-size quantizers of weights and activations: VVTQ, LSQ, LSQ+ and the head-wise variants.
 
 #include "quant/observer/statistics.h"
+#include "quant/ops/lsq_list.h"
+#include "quant/quantizer/host_copy.h"
 #include "quant/quantizer/quantizer.h"
 
 namespace lowbit {
@@ -45,8 +47,9 @@ LsqConfig lsq_plus(int bits, bool is_weight, bool is_signed);
 
 /// State: nbits [1] or [heads], alpha [7] (a scale for each of 2 … 8 bits; the one of the current bit-width
 /// is used), beta [7] with `offset`, init_state [1]. The names of VVTQ checkpoints. A forward pass first
-/// clamps nbits to [2, 8] and alpha to ≥ 1e-4 in place, writing only what changes, then initialises from its
-/// own input if init_state is 0; after that it is a pure function. Errors  numeric, named after the slot:
+/// clamps nbits to [2, 8] and alpha to ≥ 1e-4 in place and initialises from its
+/// own input if init_state is 0; after that it is a pure function. On a device the host waits for nothing in
+/// it, but for the widths where they are trained. Errors  numeric, named after the slot:
 /// values or scales that are not finite
 class LsqQuantizer final : public Quantizer {
  public:
@@ -63,6 +66,12 @@ class LsqQuantizer final : public Quantizer {
   /// Sets alpha (and beta) from v by `init`.
   void initialise(const Tensor& v);
   const LsqConfig& config() const { return config_; }
+  /// Whether a pass over many quantizers can serve this one, and its row in the list for the weight w, or for
+  /// activations (undefined); first and last are the pass's.
+  bool listable(bool of_weight) const;
+  LsqListItem list_item(const Tensor& w) const;
+  /// Null: computes everything itself. `made` must live until then.
+  void use(const LsqPrepared* made) { made_ = made; }
   const Variable& alpha() const { return alpha_; }  ///< the scales of all bit-widths
   /// dα/d(sum): what the scale's gradient is multiplied by for this input, per group.
   std::vector<float> gradient_factors(const Variable& v) const;  ///< asks for the values where these matter
@@ -71,7 +80,9 @@ class LsqQuantizer final : public Quantizer {
   void on_state(QuantState from, QuantState to) override;
 
  private:
-  void clamp_parameters();
+  void clamp_bits();
+  double numel_factor(int64_t numel, int highest) const;
+  Tensor grad_scale(const Variable& v) const;
   std::vector<int> group_bits() const;
   ScaleFit initial(const Tensor& v, int bits) const;
   LsqSettings settings() const;
@@ -80,6 +91,8 @@ class LsqQuantizer final : public Quantizer {
   Variable& alpha_;
   Variable* beta_ = nullptr;
   Tensor& init_state_;
+  mutable HostCopy known_bits_, known_state_;
+  const LsqPrepared* made_ = nullptr;
 };
 
 }  // namespace lowbit

@@ -47,7 +47,7 @@ void MinMaxQuantizer::calibrate() {
   note(str_cat("calibrated, ", scale.size(), scale.size() == 1 ? " scale" : " scales"));
 }
 
-bool MinMaxQuantizer::initialised() const { return scale_.to_vector<float>()[0] != 0; }
+bool MinMaxQuantizer::initialised() const { return known_scale_.of(scale_)[0] != 0; }
 
 void MinMaxQuantizer::set_scale(const Tensor& s) { scale_.copy_from(s); }
 
@@ -60,8 +60,7 @@ LsqSettings MinMaxQuantizer::settings() const {
   s.levels = {spec().levels()};
   if (spec().symmetric) return s;
   s.levels.clear();
-  for (float z : zero_point_.to_vector<float>())
-    s.levels.push_back({-int(z), (1 << spec().bits) - 1 - int(z)});
+  for (float z : known_zero_.of(zero_point_)) s.levels.push_back({-int(z), (1 << spec().bits) - 1 - int(z)});
   return s;
 }
 

@@ -2,6 +2,7 @@
 // Post-training quantization by the observed range: nothing is trained, gradients pass to the input.
 
 #include "quant/observer/statistics.h"
+#include "quant/quantizer/host_copy.h"
 #include "quant/quantizer/quantizer.h"
 
 namespace lowbit {
@@ -30,6 +31,7 @@ class MinMaxQuantizer final : public Quantizer {
   LsqSettings settings() const;
   Tensor& scale_;
   Tensor& zero_point_;
+  mutable HostCopy known_scale_, known_zero_;
   Extrema range_;  ///< empty until observed
 };
 

@@ -9,20 +9,19 @@
 #include "autograd/ops/shape.h"
 #include "autograd/ops/shift.h"
 #include "quant/observer/statistics.h"
+#include "quant/ops/binary.h"
 #include "quant/ops/statsq.h"
+#include "tensor/core/constant.h"
 
 namespace lowbit {
 namespace {
 
 constexpr float kScaleFloor = 1e-5f, kNegative = -1e-5f;
-constexpr float kFarOutside = 0x1p100f;  ///< over every level at every scale, still finite
 
-/// Values of the signs of v beyond all levels: every element is clipped, so that y = ±s and nothing but the
-/// scale receives a gradient.
+/// Values of the signs of v beyond all levels.
 Variable far_signs(const Tensor& v) {
-  Tensor y = v.clone();
-  float* p = y.data<float>();
-  for (int64_t i = 0; i < y.numel(); ++i) p[i] = p[i] > 0 ? kFarOutside : (p[i] < 0 ? -kFarOutside : p[i]);
+  Tensor y = Tensor::empty(v.shape(), v.dtype(), v.device());
+  far_sign({y.mutable_view(), v.view()}, v.device());
   return Variable(y);
 }
 
@@ -46,13 +45,15 @@ void OfqQuantizer::on_state(QuantState, QuantState to) {
     if (v) v->set_requires_grad(to == QuantState::learned);
 }
 
+/// Training moves the scales but never back to all zeros: the host looks until they are there.
 bool OfqQuantizer::initialised() const {
+  if (initialised_) return true;
   const std::vector<float> s = s_.data().to_vector<float>();
-  return std::any_of(s.begin(), s.end(), [](float v) { return v != 0; });
+  return initialised_ = std::any_of(s.begin(), s.end(), [](float v) { return v != 0; });
 }
 
 Levels OfqQuantizer::levels() const {
-  const bool is_signed = signed_ ? signed_->item<float>() != 0 : spec().is_signed;
+  const bool is_signed = signed_ ? known_signed_.of(*signed_)[0] != 0 : spec().is_signed;
   if (spec().bits == 1) return {is_signed ? -1 : 0, 1};
   return Levels::of(spec().bits, is_signed);
 }
@@ -69,9 +70,10 @@ LsqSettings OfqQuantizer::settings() const {
 }
 
 Variable OfqQuantizer::floored_scale() const {
-  std::vector<float> s = s_.data().to_vector<float>();
-  for (float& v : s) v = v < kScaleFloor ? kScaleFloor : v;
-  return straight_through(s_, Tensor::from(std::span<const float>(s), s_.shape(), s_.device()));
+  const Tensor& s = s_.data();
+  Tensor floored = Tensor::empty(s.shape(), s.dtype(), s.device());
+  clamp_fwd({{double(kScaleFloor), INFINITY}, floored.mutable_view(), s.view()}, s.device());
+  return straight_through(s_, std::move(floored));
 }
 
 Variable OfqQuantizer::shifted(const Variable& x, const Variable* bias) const {
@@ -99,7 +101,7 @@ void OfqQuantizer::prepare(const Variable& v) {
   LOWBIT_CHECK(axis == Coded::kPerTensor || (v.ndim() >= -axis && v.size(axis) == spec().groups), shape,
                label(), "x must have the ", spec().groups, " positions of the scales along dimension ", axis,
                " (got x=", v.str(), ")");
-  if (signed_ && signed_->item<float>() == 0 && extrema(v.data()).lo[0] < kNegative) signed_->fill(1);
+  if (signed_ && known_signed_.of(*signed_)[0] == 0 && extrema(v.data()).lo[0] < kNegative) signed_->fill(1);
   if (initialised()) return;
   const Levels l = levels();
   const bool four = l.lo == 0 && axis != Coded::kPerTensor && !signed_;
@@ -120,7 +122,8 @@ double OfqQuantizer::gradient_factor(const Variable& v) const {
 
 Variable OfqQuantizer::quantized(const Variable& v) const {
   LsqSettings s = settings();
-  s.grad_scale = Tensor::full({1}, gradient_factor(v), v.dtype(), v.device());
+  const float factor = float(gradient_factor(v));
+  s.grad_scale = constant(std::span(&factor, 1), {1}, v.device());
   s.codes = spec().is_weight ? CodeType::i8 : config_.image ? CodeType::floats : CodeType::u8;
   if (shifts_inside()) return fake_quant_lsq(v, *before_, floored_scale(), s);
   return fake_quant_lsq(signs() ? far_signs(v.data()) : v, floored_scale(), {}, {}, s);

@@ -4,6 +4,7 @@
 #include <string>
 
 #include "quant/ops/mean_abs.h"
+#include "quant/quantizer/host_copy.h"
 #include "quant/quantizer/quantizer.h"
 
 namespace lowbit {
@@ -40,6 +41,7 @@ class OfqQuantizer final : public Quantizer {
 
  protected:
   void on_state(QuantState from, QuantState to) override;
+  void on_mode(bool) override { initialised_ = false; }  // what a checkpoint has brought is looked at
 
  private:
   bool per_head() const { return config_.shift.ndim() == 2 && !config_.image; }
@@ -57,6 +59,8 @@ class OfqQuantizer final : public Quantizer {
   OfqConfig config_;
   Variable& s_;
   Tensor* signed_ = nullptr;
+  mutable bool initialised_ = false;  ///< known to the host
+  mutable HostCopy known_signed_;
   Variable *before_ = nullptr, *after_ = nullptr;
 };
 

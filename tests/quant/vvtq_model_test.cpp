@@ -302,7 +302,7 @@ TEST(VvtqGolden, BinRegularizer) {
     const int bits = settings.at("nbits");
     BinRegularizerSettings s;
     s.levels = Levels::of(bits, true), s.slot = bits - 2;
-    s.grad_scale = bin_gradient_factor(w.data(), settings.at("kind") == "conv", s.levels.hi);
+    s.factor = bin_gradient_factor(w.data(), settings.at("kind") == "conv", s.levels.hi);
     const Variable r = bin_regularizer(w, alpha, s);
     expect_close(r.data(), g.tensor(name + ".loss"), g.rtol(), g.atol(), name + ".loss");
     r.backward();

@@ -31,17 +31,20 @@ void bench_step(const Options& o, ImageModel& model) {
   model.to(run_device(o));
   model.recompute_blocks = o.flag("recompute");
   const int64_t batch = o.integer("batch-size");
-  const StepTiming t = time_steps(model, batch, std::max(2.0, 4 * o.real("seconds")));
+  const StepTiming t =
+      time_steps(model, batch, std::max(2.0, 4 * o.real("seconds")), o.text("graph") != "off");
   const double images = double(batch);
   if (o.flag("json")) {
     std::printf(
         "{\"model\": \"%s\", \"wbits\": %s, \"abits\": %s, \"batch\": %lld, \"threads\": %d, \"forward_s\": "
         "%.5f, "
         "\"backward_s\": %.5f, \"optimizer_s\": %.5f, \"train_img_per_s\": %.2f, \"eval_img_per_s\": %.2f, "
-        "\"saved_bytes\": %zu, \"peak_bytes\": %zu}\n",
+        "\"saved_bytes\": %zu, \"peak_bytes\": %zu, \"launches\": %lld, \"graph_nodes\": %lld, \"graph_s\": "
+        "%.5f}\n",
         model.config().name.c_str(), o.raw("wbits").c_str(), o.raw("abits").c_str(),
         static_cast<long long>(batch), threads(), t.forward, t.backward, t.optimizer, images / t.step(),
-        images / t.eval, t.saved_bytes, t.peak_bytes);
+        images / t.eval, t.saved_bytes, t.peak_bytes, static_cast<long long>(t.launches),
+        static_cast<long long>(t.graph_nodes), t.graph);
     return;
   }
   std::printf(
@@ -51,6 +54,10 @@ void bench_step(const Options& o, ImageModel& model) {
   std::printf("train %.1f img/s, evaluate %.1f img/s; kept for backward %s (%s an image), peak %s\n",
               images / t.step(), images / t.eval, bytes_text(double(t.saved_bytes)).c_str(),
               bytes_text(double(t.saved_bytes) / images).c_str(), bytes_text(double(t.peak_bytes)).c_str());
+  if (t.graph > 0)
+    std::printf("as one graph: %.1f ms, %.1f img/s, %lld kernels and copies; %lld kernels launched singly\n",
+                1e3 * t.graph, images / t.graph, static_cast<long long>(t.graph_nodes),
+                static_cast<long long>(t.launches));
 }
 
 }  // namespace

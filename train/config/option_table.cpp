@@ -139,6 +139,7 @@ constexpr OptionSpec kOptions[] = {
     {"distill-temperature", distillation, real, kTrain, "1", "", "softmax temperature of both sides", {.source = "DeiT", .aliases = "distillation-tau", .lo = 1e-3, .hi = 1e3, .rare = true}},
     // ---- Distributed
     {"device", distributed, text, kRunVerbs | kBench | kLabels, "cpu", "NAME", "cpu, cuda, cuda:N, or auto"},
+    {"graph", distributed, text, kTrain | kBench, "auto", "WHEN", "on a GPU, record a training step once as a CUDA graph and launch it as a whole: auto (where it can be; the log says why not), on (else an error), off. The same bits; no effect on the CPU", {.choices = "auto|on|off", .rare = true}},
     {"threads", distributed, integer, kAllVerbs, "0", "threads", "compute threads; 0: the affinity mask. No result depends on it", {.lo = 0, .hi = 1024}},
     {"precision", distributed, text, kRunVerbs | kBench | kLabels, "f32", "KIND", "operands of float products and convolutions: f32, or rounded to tf32 or bf16; sums, quantizers, statistics and parameters stay f32. Faster on CUDA; the CPU rounds the same way and is slower", {.choices = "f32|tf32|bf16"}},
     {"library-products", distributed, flag, kRunVerbs | kBench | kLabels, "on", "", "on CUDA float products by cuBLASLt and float convolutions by cuDNN; off: own kernels, with the bits of the CPU", {.rare = true}},

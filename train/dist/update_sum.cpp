@@ -80,6 +80,7 @@ void UpdateSum::begin(int64_t i) {
     b.version = b.value.version();
   }
   if (i == 0 || ordered_) arena_.zero_grad();
+  if (i == 0) gradients_ = {}, moved_ = {};  // a capture that failed leaves parts behind
   if (i == 0) has_grad_.assign(arena_.size(), 0);
 }
 

@@ -1,9 +1,10 @@
 #include "train/optim/clip.h"
 
 #include <algorithm>
-#include <cmath>
+#include <vector>
 
 #include "autograd/ops/pointwise.h"
+#include "tensor/core/constant.h"
 #include "train/optim/update.h"
 
 namespace lowbit {
@@ -25,6 +26,36 @@ void clip_adaptively(ParameterArena& a, float limit, int skip_last) {
   });
 }
 
+/// The gradients that are there, cut into chunks. The pattern hardly ever changes, so the tables are
+/// constants.
+struct Norm {
+  explicit Norm(const ParameterArena& a) {
+    const Device d = a.grads().flat().device();
+    std::vector<int64_t> chunks, first{0};
+    for (size_t s = 0; s < a.size(); ++s) {
+      const ArenaSlice& slice = a.layout().slices[s];
+      const int64_t end = slice.offset + slice.numel;
+      for (int64_t b = slice.offset; b < end && a.has_grad(s); b += kChunk)
+        chunks.insert(chunks.end(), {int64_t(s), b, std::min(b + kChunk, end)});
+      first.push_back(int64_t(chunks.size()) / 3);
+    }
+    table = constant(std::span<const int64_t>(chunks), {int64_t(chunks.size())}, d);
+    index = constant(std::span<const int64_t>(first), {int64_t(first.size())}, d);
+    rows = {table.data_const<int64_t>(), first.back(), index.data_const<int64_t>(), int64_t(a.size())};
+  }
+  /// f64 [2]: the norm, and the factor that brings it down to the limit.
+  Tensor run(const ParameterArena& a, double limit) const {
+    const Tensor& g = a.grads().flat();
+    Tensor norm = Tensor::empty({2}, DType::f64, g.device());
+    Tensor work = Tensor::empty({rows.count + rows.slices}, DType::f32, g.device());
+    gradient_norm_kernel({rows, g.data_const<float>(), work.data<float>(), norm.data<double>(), limit},
+                         g.device());
+    return norm;
+  }
+  Tensor table, index;
+  NormRows rows;
+};
+
 }  // namespace
 
 ClipMode clip_mode(const std::string& name) {
@@ -34,35 +65,20 @@ ClipMode clip_mode(const std::string& name) {
   return ClipMode::agc;
 }
 
-double gradient_norm(const ParameterArena& a) {
-  const Device d = a.grads().flat().device();
-  int64_t longest = 0;
-  for (const ArenaSlice& s : a.layout().slices) longest = std::max(longest, s.numel);
-  Tensor squares = Tensor::zeros({int64_t(a.size())}, DType::f32, d);
-  Tensor work = d.is_cuda() ? Tensor::empty({square_sum_workspace(longest)}, DType::f32, d) : Tensor{};
-  for (size_t i = 0; i < a.size(); ++i)
-    if (a.has_grad(i))
-      square_sum({squares.data<float>() + i, a.grads().window(i).data_const<float>(),
-                  work.mutable_view().as<float>(), a.layout().slices[i].numel},
-                 d);
-  double total = 0;
-  for (const float s : squares.to_vector<float>()) total += double(s);
-  return std::sqrt(total);
-}
+Tensor gradient_norm(const ParameterArena& a) { return Norm(a).run(a, 0); }
 
-double clip_gradients(ParameterArena& a, ClipMode mode, double limit, int skip_last) {
+void clip_gradients(ParameterArena& a, ClipMode mode, double limit, int skip_last) {
   const Device d = a.grads().flat().device();
-  double norm = 0;
   if (mode == ClipMode::norm) {
-    norm = gradient_norm(a);
-    if (const double factor = limit / (norm + 1e-6); factor < 1)
-      for_each_gradient(a, a.size(), [&](size_t, const View& g) { scale_fwd({{factor}, g, g}, d); });
+    const Norm n(a);
+    const Tensor norm = n.run(a, limit);
+    norm_clip({n.rows, a.grads().flat().data<float>(), norm.data_const<double>()}, d);
+    a.grads().touch();
   } else if (mode == ClipMode::value) {
     for_each_gradient(a, a.size(), [&](size_t, const View& g) { clamp_fwd({{-limit, limit}, g, g}, d); });
   } else {
     clip_adaptively(a, float(limit), skip_last);
   }
-  return norm;
 }
 
 }  // namespace lowbit

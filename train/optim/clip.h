@@ -13,12 +13,13 @@ enum class ClipMode : uint8_t {
 };
 ClipMode clip_mode(const std::string& name);  ///< Error(usage) when unknown
 
-/// Square root of the sum of squares of all gradients that are there.
-double gradient_norm(const ParameterArena& a);
+/// f64 [2] on the device of the arena, which nobody waits for: the square root of the sum of squares of all
+/// gradients that are there, and what clipping to a limit multiplies them by.
+Tensor gradient_norm(const ParameterArena& a);
 
 /// Clips in place; slices without a gradient are left alone. `skip_last` parameters at the end of the arena
-/// are not clipped by agc (timm: 2, the head). Returns the norm before clipping for ClipMode::norm, else 0.
-/// A unit of agc is one index of the first dimension; a tensor of one dimension is one unit.
-double clip_gradients(ParameterArena& a, ClipMode mode, double limit, int skip_last = 0);
+/// are not clipped by agc (timm: 2, the head). A unit of agc is one index of the first dimension; a tensor of
+/// one dimension is one unit.
+void clip_gradients(ParameterArena& a, ClipMode mode, double limit, int skip_last = 0);
 
 }  // namespace lowbit

@@ -1,16 +1,15 @@
 #include "train/optim/ema.h"
 
+#include <algorithm>
 #include <set>
+#include <vector>
 
+#include "tensor/core/constant.h"
 #include "tensor/core/error.h"
 #include "train/optim/update.h"
 
 namespace lowbit {
 namespace {
-
-void average(Tensor& e, const Tensor& w, double decay) {
-  blend({e.mutable_view(), w.view(), {float(decay), float(1 - decay)}}, e.device());
-}
 
 void exchange(Tensor& a, Tensor& b) {
   const Tensor t = a.clone();
@@ -30,13 +29,24 @@ Ema::Ema(ParameterArena& arena, const TensorMap& state, double decay)
 }
 
 void Ema::update() {
-  average(average_.flat(), arena_->values().flat(), decay_);
+  std::vector<int64_t> rows;
+  int64_t most = 0;
+  const auto average = [&](Tensor& e, const Tensor& w) {
+    rows.insert(rows.end(), {int64_t(reinterpret_cast<intptr_t>(e.data<float>())),
+                             int64_t(reinterpret_cast<intptr_t>(w.data_const<float>())), w.numel()});
+    most = std::max(most, w.numel());
+  };
+  average(average_.flat(), arena_->values().flat());
   for (auto& x : extras_) {
     if (x.value.dtype() == DType::f32)
-      average(x.average, x.value, decay_);
+      average(x.average, x.value);
     else
       x.average.copy_from(x.value);
   }
+  const Device d = average_.flat().device();
+  const int64_t count = int64_t(rows.size()) / 3;
+  const Tensor table = constant(std::span<const int64_t>(rows), {count, 3}, d);
+  blend({table.data_const<int64_t>(), count, most, {float(decay_), float(1 - decay_)}}, d);
 }
 
 void Ema::swap() {

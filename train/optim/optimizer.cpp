@@ -31,7 +31,7 @@ Optimizer::Optimizer(ParameterArena& arena, OptimizerOptions o)
     second_ = std::make_unique<Arena>(arena.layout_ptr(), arena.values().flat().device());
 }
 
-Tensor Optimizer::hyper(double lr) {
+std::vector<float> Optimizer::hyper(double lr) {
   std::vector<float> rows(arena_->size() * kHyperColumns, 0.f);
   for (size_t i = 0; i < arena_->size(); ++i) {
     if (!arena_->has_grad(i)) continue;
@@ -46,8 +46,13 @@ Tensor Optimizer::hyper(double lr) {
     row[3] = adam() ? float(rate / (1 - std::pow(o_.beta1, t))) : float(rate);
     row[4] = adam() ? float(std::sqrt(1 - std::pow(o_.beta2, t))) : 1.f;
   }
-  return Tensor::from(std::span<const float>(rows), {int64_t(arena_->size()), kHyperColumns},
-                      arena_->values().flat().device());
+  return rows;
+}
+
+void Optimizer::step(double lr) {
+  const std::vector<float> rows = hyper(lr);
+  step(Tensor::from(std::span<const float>(rows), {int64_t(arena_->size()), kHyperColumns},
+                    arena_->values().flat().device()));
 }
 
 void Optimizer::step(const Tensor& hyper) {

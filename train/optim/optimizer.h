@@ -21,10 +21,12 @@ class Optimizer {
   Optimizer(ParameterArena& arena, OptimizerOptions o);
   const OptimizerOptions& options() const { return o_; }
 
-  /// Counts a step for every parameter that has a gradient and returns the rows of UpdateHyper for step().
-  Tensor hyper(double lr);
+  /// Counts a step for every parameter that has a gradient and returns the rows of UpdateHyper for step(), on
+  /// the host.
+  std::vector<float> hyper(double lr);
+  /// hyper [slices, kHyperColumns] on the device of the arena.
   void step(const Tensor& hyper);
-  void step(double lr) { step(hyper(lr)); }
+  void step(double lr);
   void zero_grad() { arena_->zero_grad(); }
 
   /// "exp_avg/<name>", "exp_avg_sq/<name>" (or "momentum/<name>") and "steps" i64 [slices]. The moments share

@@ -30,10 +30,36 @@ void update_cpu(const UpdateArgs<Update>& a, Stream) {
   });
 }
 
-void blend_cpu(const BlendArgs& a, Stream) { cpu::pointwise({a.e, a.e, a.w}, a.f); }
+void blend_cpu(const BlendArgs& a, Stream) {
+  for (int64_t row = 0; row < a.count; ++row)
+    parallel_for(a.rows[3 * row + 2], cpu::kGrain, [&](int64_t begin, int64_t end) {
+      float* const e = reinterpret_cast<float*>(a.rows[3 * row]);
+      const float* const w = reinterpret_cast<const float*>(a.rows[3 * row + 1]);
+#pragma omp simd
+      for (int64_t i = begin; i < end; ++i) e[i] = a.f(e[i], w[i]);
+    });
+}
 
-void square_sum_cpu(const SquareSumArgs& a, Stream) {
-  *a.out = cpu::sum(a.n, [x = a.x](int64_t i) { return x[i] * x[i]; });
+void gradient_norm_cpu(const GradientNormArgs& a, Stream) {
+  for (int64_t s = 0; s < a.r.slices; ++s) {
+    const int64_t first = a.r.first[s], last = a.r.first[s + 1];
+    if (first == last) continue;
+    const float* const g = a.g + a.r.rows[3 * first + 1];
+    a.work[a.r.count + s] = cpu::sum(a.r.rows[3 * (last - 1) + 2] - a.r.rows[3 * first + 1],
+                                     [g](int64_t i) { return g[i] * g[i]; });
+  }
+  finish_norm(a);
+}
+
+void norm_clip_cpu(const NormClipArgs& a, Stream) {
+  if (!(a.norm[1] < 1)) return;
+  const float factor = float(a.norm[1]);
+  parallel_for(a.r.count, cpu::kGrain / kChunk, [&](int64_t begin, int64_t end) {
+    for (int64_t c = begin; c < end; ++c) {
+#pragma omp simd
+      for (int64_t i = a.r.rows[3 * c + 1]; i < a.r.rows[3 * c + 2]; ++i) a.g[i] = a.g[i] * factor;
+    }
+  });
 }
 
 void adaptive_clip_cpu(const AdaptiveClip& a, Stream) { cpu::rows(a.units, a.n, a); }
@@ -43,7 +69,8 @@ void adaptive_clip_cpu(const AdaptiveClip& a, Stream) { cpu::rows(a.units, a.n, 
 constinit KernelSlot<UpdateArgs<AdamUpdate>> adam_update{"optimizer.adam", update_cpu<AdamUpdate>};
 constinit KernelSlot<UpdateArgs<SgdUpdate>> sgd_update{"optimizer.sgd", update_cpu<SgdUpdate>};
 constinit KernelSlot<BlendArgs> blend{"ema", blend_cpu};
-constinit KernelSlot<SquareSumArgs> square_sum{"clip.square_sum", square_sum_cpu};
+constinit KernelSlot<GradientNormArgs> gradient_norm_kernel{"clip.norm", gradient_norm_cpu};
+constinit KernelSlot<NormClipArgs> norm_clip{"clip.scale", norm_clip_cpu};
 constinit KernelSlot<AdaptiveClip> adaptive_clip{"clip.agc", adaptive_clip_cpu};
 
 }  // namespace lowbit

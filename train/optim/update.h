@@ -68,21 +68,52 @@ struct Blend {
     return e * keep + rest * w;
   }
 };
+/// One average of several tensors in one pass: rows {address of e, address of w, elements} of f32 tensors.
 struct BlendArgs {
-  View e, w;  ///< one shape, f32
+  const int64_t* rows;
+  int64_t count, most;  ///< rows; elements of the largest
   Blend f;
 };
+LOWBIT_HD void blend_element(const BlendArgs& a, int64_t row, int64_t i) {
+  float* const e = reinterpret_cast<float*>(a.rows[3 * row]);
+  e[i] = a.f(e[i], reinterpret_cast<const float*>(a.rows[3 * row + 1])[i]);
+}
 extern KernelSlot<BlendArgs> blend;
 
-/// *out = Σ x² by the row rule. `work` (CUDA only): square_sum_workspace(n) elements.
-struct SquareSumArgs {
-  float* out;
-  const float* x;
-  float* work;
-  int64_t n;
+/// Rows {slice, begin, end} of at most kChunk elements of one slice each, in order; slices without a gradient
+/// have no rows.
+struct NormRows {
+  const int64_t* rows;
+  int64_t count;
+  const int64_t* first;  ///< [slices + 1]: the rows of a slice
+  int64_t slices;
 };
-inline int64_t square_sum_workspace(int64_t n) { return 2 * ceil_div(n, kChunk) + 2; }
-extern KernelSlot<SquareSumArgs> square_sum;
+/// norm[0] = √Σ g², the sum of a slice by the row rule, slices added in order in f64;
+/// norm[1] = min(1, limit/(norm[0] + 1e-6)).
+struct GradientNormArgs {
+  NormRows r;
+  const float* g;
+  float* work;  ///< [rows + slices]
+  double* norm;
+  double limit;
+};
+/// g *= norm[1], rounded to f32, where that is below 1.
+struct NormClipArgs {
+  NormRows r;
+  float* g;
+  const double* norm;
+};
+extern KernelSlot<GradientNormArgs> gradient_norm_kernel;
+extern KernelSlot<NormClipArgs> norm_clip;
+
+LOWBIT_HD void finish_norm(const GradientNormArgs& a) {
+  double total = 0;
+  for (int64_t s = 0; s < a.r.slices; ++s)
+    if (a.r.first[s + 1] > a.r.first[s]) total += double(a.work[a.r.count + s]);
+  a.norm[0] = std::sqrt(total);
+  const double factor = a.limit / (a.norm[0] + 1e-6);
+  a.norm[1] = factor < 1 ? factor : 1;
+}
 
 /// Adaptive clipping of g [units, n] by the norms of w, one row per unit; see ClipMode::agc.
 struct AdaptiveClip {

@@ -10,6 +10,7 @@
 #include "tensor/core/allocator.h"
 #include "tensor/core/backend.h"
 #include "tensor/core/context.h"
+#include "tensor/core/device_graph.h"
 #include "tensor/core/thread_pool.h"
 #include "tensor/engine/gemm_int8.h"
 #include "train/optim/optimizer.h"
@@ -84,7 +85,37 @@ double timed(double seconds, Device d, F f) {
 
 }  // namespace
 
-StepTiming time_steps(ImageModel& model, int64_t batch, double seconds) {
+namespace {
+
+/// The step that time_steps() times in parts, recorded as one graph.
+void time_graph(StepTiming& r, ImageModel& model, const PatternBatch& data, Optimizer& optimizer,
+                double seconds) {
+  const Device d = model.device();
+  const std::vector<float> rows = optimizer.hyper(1e-5);
+  const Tensor hyper =
+      Tensor::from(std::span<const float>(rows), {int64_t(rows.size()) / kHyperColumns, kHyperColumns}, d);
+  const auto step = [&] {
+    optimizer.zero_grad();
+    cross_entropy(model(data.images), data.labels).backward();
+    optimizer.step(hyper);
+  };
+  const DevicePool pool(d);
+  {
+    const DevicePool::Scope memory(pool);
+    step();
+    const int64_t before = require_cuda_backend("bench").launches();
+    step();
+    r.launches = require_cuda_backend("bench").launches() - before;
+  }
+  DeviceGraph graph(pool);
+  graph.capture(step);
+  r.graph_nodes = graph.nodes();
+  r.graph = timed(seconds, d, [&] { graph.launch(); });
+}
+
+}  // namespace
+
+StepTiming time_steps(ImageModel& model, int64_t batch, double seconds, bool graph) {
   const Device d = model.device();
   const PatternBatch data(model.config(), batch, d);
   ParameterArena arena(model.parameters());
@@ -110,6 +141,7 @@ StepTiming time_steps(ImageModel& model, int64_t batch, double seconds) {
   }
   r.forward = median(forward), r.backward = median(backward), r.optimizer = median(update),
   r.repeats = int(forward.size());
+  if (graph && d.is_cuda()) time_graph(r, model, data, optimizer, seconds / 2);
   model.eval();
   NoGrad off;
   r.eval = timed(seconds / 4, d, [&] { model(data.images); });

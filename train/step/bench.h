@@ -13,11 +13,15 @@ struct StepTiming {
   double eval = 0;                                  ///< forward without a tape
   size_t saved_bytes = 0, peak_bytes = 0;  ///< kept for backward; allocator peak above the start of the step
   int repeats = 0;
+  // On a GPU: kernels that a step launches itself, and the step as one graph.
+  int64_t launches = 0, graph_nodes = 0;
+  double graph = 0;
   double step() const { return forward + backward + optimizer; }
 };
 
-/// Steps of AdamW on `batch` images for about `seconds`, after two warm-up steps. The model is changed.
-StepTiming time_steps(ImageModel& model, int64_t batch, double seconds);
+/// Steps of AdamW on `batch` images for about `seconds`, after two warm-up steps; with `graph` on a GPU as a
+/// graph too. The model is changed.
+StepTiming time_steps(ImageModel& model, int64_t batch, double seconds, bool graph = true);
 
 struct StepEstimate {
   double seconds = 0;      ///< of one step at `batch`

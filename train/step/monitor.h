@@ -50,6 +50,10 @@ class Monitor {
   void before_step() {
     if (watch_) watch_->step();
   }
+  /// before_step() was part of a graph that has been launched again.
+  void replayed() {
+    if (watch_) watch_->count_step();
+  }
   void after_backward(int64_t step, const ParameterArena& a) { warnings_.gradients(step, a); }
   void after_update(int64_t step);
   double flip_rate() const { return watch_ ? watch_->flip_rate() : -1; }

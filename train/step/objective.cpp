@@ -1,30 +1,12 @@
 #include "train/step/objective.h"
 
-#include <algorithm>
-
 #include "autograd/core/node.h"
+#include "autograd/ops/argmax.h"
 #include "autograd/ops/broadcast.h"
 #include "autograd/ops/cross_entropy.h"
 #include "autograd/ops/pointwise.h"
 
 namespace lowbit {
-namespace {
-
-/// [B, C] → i64 [B]; the first of equal values.
-Tensor argmax_rows(const Tensor& x) {
-  const Tensor p = x.to(Device{}).packed();
-  const int64_t n = p.size(0), c = p.size(1);
-  Tensor best = Tensor::empty({n}, DType::i64);
-  int64_t* out = best.data<int64_t>();
-  for (int64_t i = 0; i < n; ++i) {
-    const float* row = p.data_const<float>() + i * c;
-    out[i] = std::max_element(row, row + c) - row;
-  }
-  return best.to(x.device());
-}
-
-}  // namespace
-
 Objective::Objective(const Options& o, ImageModel& model, ImageModel* teacher)
     : o_(o),
       model_(model),

@@ -55,7 +55,7 @@ void calibrate(ImageModel& model, const Options& o, const DataSets& data, Log& l
   l.workers = int(o.integer("workers"));
   l.slots = 2;
   l.seed = uint64_t(o.integer("seed"));
-  l.device = model.device();
+  if (!training || !data.augment) l.device = model.device();  // prepare_batch mixes on the host
   Loader loader(images, order, l);
   loader.start(0);
   auto batch = loader.next();

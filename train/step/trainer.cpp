@@ -5,12 +5,9 @@
 #include <cmath>
 #include <filesystem>
 
-#include "autograd/ops/broadcast.h"
-#include "autograd/ops/pointwise.h"
 #include "quant/weight_regularizer.h"
 #include "tensor/core/context.h"
 #include "train/config/device.h"
-#include "train/optim/clip.h"
 #include "train/report/report.h"
 #include "train/step/bit_budget.h"
 #include "train/step/quantize.h"
@@ -22,7 +19,7 @@ double now() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
-constexpr double kStepsToJudgeLoader = 10, kReportSeconds = 20, kPublishedCooldown = 10;
+constexpr double kStepsToJudgeLoader = 10, kReportSeconds = 20, kPublishedCooldown = 10, kGlanceSeconds = 0.5;
 
 /// VVTQ's trainer of float models, followed to the letter.
 bool published_float(const Options& o) {
@@ -40,10 +37,6 @@ LoaderOptions loader_options(const Options& o, int64_t batch, bool drop_last, Lo
   l.share = share;
   return l;
 }
-
-/// Random draws of a micro-batch begin here: a function of its number in the run, so that they do not depend
-/// on who computes it. No model needs 2^36 blocks of four.
-void seed_draws(int64_t number) { context().generator.set_state(uint64_t(number) << 36); }
 
 TensorMap part_of(const TensorMap& all, const std::string& prefix) {
   TensorMap m;
@@ -108,6 +101,9 @@ Trainer::Trainer(const Options& o, ImageModel& model, ImageModel* teacher, const
           schedule_options(o, data.train_order->size() / (o.integer("batch-size") * sum_.micro_batches()))),
       val_(data.val, data.val_order,
            loader_options(o, eval_batch(o), false, {ranks.size(), ranks.rank(), 1})),
+      values_(int64_t(arena_.size()) * kHyperColumns, model.device()),
+      runner_(o.text("graph") == "off" ? StepRunner::Mode::eager : StepRunner::Mode::graph, model.device(),
+              o.text("graph") == "on", log),
       monitor_(model, o.flag("track-oscillation"), log),
       epochs_(int64_t(std::llround(schedule_.run_length()))) {
   LOWBIT_CHECK(steps_of(pass_at(0)) > 0, usage, "lowbit",
@@ -117,6 +113,9 @@ Trainer::Trainer(const Options& o, ImageModel& model, ImageModel* teacher, const
   make_remedies();
   if (o.flag("model-ema")) ema_.emplace(arena_, model.state(), o.real("model-ema-decay"));
   model_.recompute_blocks = o.flag("recompute");
+  for (const auto& [slot, q] : quantizers(model)) quantizers_.push_back(q);
+  if (model.device().is_cuda()) lsq_pass_.emplace(model);
+  if (const std::string why = why_eager(); !why.empty()) runner_.give_up(why);
   context().generator = Generator(uint64_t(o.integer("seed")), 1);
 }
 
@@ -141,13 +140,6 @@ void Trainer::make_remedies() {
         "--freeze-threshold needs weights with trained scales (--wbits, --quantizer vvtq, lsq or lsq+, "
         "without --fixed-scale)");
   }
-}
-
-double Trainer::scheduled(const std::string& name) const {
-  const double begin = o_.real(name);
-  if (!o_.given(name + "-final")) return begin;
-  const double passed = double(pass_.crops) * double(step_in_epoch_) / double(steps_per_epoch_);
-  return annealed(begin, o_.real(name + "-final"), (double(epoch_) + passed) / double(epochs_));
 }
 
 EpochCall Trainer::pass_at(int64_t epoch) const {
@@ -188,9 +180,11 @@ void Trainer::open_pass() {
   steps_per_epoch_ = steps_of(pass_);
   if (loader_crops_ == pass_.crops) return;
   loader_crops_ = pass_.crops;
+  LoaderOptions l = loader_options(o_, images_each(pass_), data_.crops == 0,
+                                   {sum_.micro_batches(), sum_.first(), sum_.local()});
+  if (data_.augment) l.device = {};  // prepare_batch mixes on the host
   train_.emplace(pass_.crops == 1 && data_.train_single ? data_.train_single : data_.train, data_.train_order,
-                 loader_options(o_, images_each(pass_), data_.crops == 0,
-                                {sum_.micro_batches(), sum_.first(), sum_.local()}));
+                 l);
 }
 
 void Trainer::take_moments(const RunCheckpoints::Resume& from, const std::string& what) {
@@ -282,115 +276,16 @@ Checkpoint Trainer::weights_checkpoint() {
   return c;
 }
 
-double Trainer::rate() const {
-  if (!o_.flag("sched-per-step")) return schedule_.lr(pass_.time);
-  return schedule_.lr(pass_.time + double(pass_.crops) * double(step_in_epoch_) / double(steps_per_epoch_));
-}
-
-void Trainer::stop_nonfinite(const Loader::Batch* b, const std::string& what) {
-  std::string text = what + " at step " + std::to_string(step_ + 1);
-  if (b) {
-    Variable logits;
-    const std::string cause = find_nonfinite(model_, b->fields[0], [&] { objective_(*b, logits); });
-    const std::string file = str_cat("nonfinite-step", step_ + 1, ".safetensors");
-    save_safetensors(
-        checkpoints_->path(file), {{"images", b->fields[0]}, {"labels", b->fields[1]}},
-        {{"step", std::to_string(step_ + 1)}, {"epoch", std::to_string(epoch_)}, {"cause", cause}});
-    text += str_cat(" (", cause, "); the images and labels of the step are in ", file);
-  }
-  log_.error(text);
-  fail(ErrorKind::numeric, "train", text + "; the last checkpoint of the run is kept");
-}
-
-/// Reads the results of this rank's batches; `b` is the batch of the last one, if it is at hand.
-void Trainer::read_results(const Loader::Batch* b) {
-  for (const Result& r : unread_) {
-    const float value = r.loss.item<float>();
-    if (!std::isfinite(value)) stop_nonfinite(b, "the loss is not finite");
-    figures_.push_back({count_correct(r.logits, r.labels), value});
-  }
-  unread_.clear();
-}
-
-/// Takes the results of finished steps on all ranks into the averages, in the order of the batches.
-void Trainer::take_results() {
-  read_results(nullptr);
-  const size_t mine = figures_.size(), local = size_t(sum_.local());
-  const std::vector<Figures> all = gather(ranks_, std::span<const Figures>(figures_));
-  for (size_t step = 0; step < mine; step += local)
-    for (size_t rank = 0; rank < size_t(ranks_.size()); ++rank)
-      for (size_t i = step; i < step + local; ++i) {
-        const Figures& f = all[rank * mine + i];
-        progress_.loss.add(f.loss, double(f.counts.total));
-        progress_.top1.add(f.counts.percent1(), double(f.counts.total));
-      }
-  figures_.clear();
-}
-
-/// Gradients of what depends on the weights alone: once in an update, however many batches make it.
-void Trainer::regularize() {
-  if (o_.flag("bin-regularizer") && pass_.lambda > 0) {
-    const bool exact = o_.text("bin-membership") == "exact";
-    const auto membership = exact ? MembershipTest::exact : MembershipTest::published;
-    scale(weight_regularizer(model_, membership), pass_.lambda).backward();
-  }
-  if (const double weight = scheduled("dampening"); weight > 0)
-    scale(dampening_regularizer(model_), weight).backward();
-  if (o_.flag("learn-bits") && o_.real("bitops-scaler") > 0) {
-    const Variable over = bit_budget_penalty(model_, o_.real("bitops-scaler"), o_.real("bitops-budget"));
-    if (over.defined() && over.requires_grad()) over.backward();
-  }
-}
-
-void Trainer::step(const std::vector<Loader::Batch>& parts) {
-  for (int64_t i = 0; i < sum_.local(); ++i) {
-    const Loader::Batch& b = parts[size_t(i)];
-    const int64_t number = sum_.first() + i;  // in the update
-    seed_draws(step_ * sum_.micro_batches() + number);
-    sum_.begin(i);
-    Variable logits, l;
-    try {
-      if (i == 0 && freezing_) {
-        freezing_->set_threshold(scheduled("freeze-threshold"));
-        freezing_->before_step();
-      }
-      if (i == 0) monitor_.before_step();
-      l = objective_(b, logits);
-    } catch (const Error& e) {
-      if (e.kind() == ErrorKind::numeric) stop_nonfinite(&b, e.what());
-      throw;
-    }
-    unread_.push_back({l.data(), logits.data(), b.fields[1]});
-    // Where the device works on its own, the numbers are read when somebody wants to see them.
-    if (!l.data().device().is_cuda()) read_results(&b);
-    if (number == 0) regularize();
-    sum_.backward(i, l);
-  }
-  sum_.finish();
-  const bool look = !model_.device().is_cuda() || (step_in_epoch_ + 1) % o_.integer("log-every") == 0;
-  if (look) monitor_.after_backward(step_ + 1, arena_);
-  if (annealing_) annealing_->before_update();
-  if (freezing_) freezing_->before_update();
-  if (o_.real("clip-grad") > 0)
-    clip_gradients(arena_, clip_mode(o_.text("clip-mode")), o_.real("clip-grad"), 2);
-  progress_.lr = rate();
-  optimizer_.step(progress_.lr);
-  if (annealing_) annealing_->after_update();
-  if (freezing_) freezing_->after_update();
-  if (ema_) ema_->update();
-  ++step_, ++step_in_epoch_;
-  if (look) monitor_.after_update(step_);
-}
-
 void Trainer::report_step(double seconds, double waited) {
   progress_.epoch = epoch_, progress_.epochs = epochs_, progress_.covered = pass_.crops;
   progress_.step = step_in_epoch_ - 1, progress_.steps = steps_per_epoch_;
   progress_.batch = images_per_step();
   progress_.step_time.add(seconds), progress_.data_time.add(waited);
   const bool line = step_in_epoch_ % o_.integer("log-every") == 0 || step_in_epoch_ == steps_per_epoch_;
-  // Reading takes part of all ranks, and only the first may have a terminal.
-  if (line || !model_.device().is_cuda() || (ranks_.size() == 1 && log_.status_line())) {
-    take_results();
+  // Reading takes part of all ranks, and only the first may have a terminal; it also waits for a device.
+  const bool glance = ranks_.size() == 1 && log_.status_line() && now() - last_read_ > kGlanceSeconds;
+  if (line || !model_.device().is_cuda() || glance) {
+    take_results(), last_read_ = now();
     progress_.flip_rate = monitor_.flip_rate();
   }
   if (log_.status_line())
@@ -461,6 +356,7 @@ bool Trainer::evaluate_now(const StopRequest& stop) {
       },
       ranks_);
   if (ema_) ema_->swap();
+  runner_.interrupt();
   if (any_rank(ranks_, stopped)) return false;
   take_results();
   outcome_.last = e, evaluated_step_ = step_;

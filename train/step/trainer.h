@@ -2,6 +2,7 @@
 // The training loop of image classifiers: step, evaluation, checkpoints, resume.
 
 #include <functional>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -10,6 +11,7 @@
 #include "nn/models/image_model.h"
 #include "quant/annealing.h"
 #include "quant/freezing.h"
+#include "quant/lsq_pass.h"
 #include "train/checkpoint/state.h"
 #include "train/dist/update_sum.h"
 #include "train/metrics/log.h"
@@ -22,6 +24,8 @@
 #include "train/step/evaluate.h"
 #include "train/step/monitor.h"
 #include "train/step/objective.h"
+#include "train/step/step_runner.h"
+#include "train/step/step_values.h"
 
 namespace lowbit {
 
@@ -54,6 +58,7 @@ class Trainer {
   bool finished() const;
   const TrainOutcome& outcome() const { return outcome_; }
   int64_t steps() const;  ///< of the passes that are left
+  const StepRunner& runner() const { return runner_; }
   int64_t images_per_step() const;
   const Schedule& schedule() const { return schedule_; }
 
@@ -61,7 +66,22 @@ class Trainer {
   enum class Pass { whole, limit, stopped };
   Pass train_epoch(const StopRequest& stop);
   bool at_limit() const;
+  // trainer_step.cpp
+  /// A batch in the memory that a graph reads, and where its results are.
+  struct Result {
+    Tensor loss, logits, labels;
+  };
+  struct Resident {
+    std::vector<Loader::Batch> parts;
+    std::vector<Result> results;
+    std::vector<char> has_grad;  ///< of the parameters
+  };
+  std::string why_eager() const;
+  std::string step_key(const std::vector<Loader::Batch>& parts) const;
+  const std::vector<Loader::Batch>& resident(Resident& r, const std::vector<Loader::Batch>& parts);
   void step(const std::vector<Loader::Batch>& parts);
+  void compute(const std::vector<Loader::Batch>& parts);
+  void update();
   void regularize();
   void read_results(const Loader::Batch* b);
   void take_results();
@@ -101,12 +121,15 @@ class Trainer {
   Loader val_;
   std::optional<RunCheckpoints> checkpoints_;
   std::optional<RunLog> run_log_;
+  StepValues values_;
+  std::map<std::string, Resident> resident_;  ///< by step_key(); graphs in runner_ refer to it
+  StepRunner runner_;
   Monitor monitor_;
-  /// Results that have not been read: reading waits for the device.
-  struct Result {
-    Tensor loss, logits, labels;
-  };
-  std::vector<Result> unread_;
+  std::vector<Quantizer*> quantizers_;
+  std::optional<LsqPass> lsq_pass_;  ///< on a device, where it saves kernels
+  std::vector<Result> results_;      ///< of the step under way
+  std::vector<Result> unread_;       ///< not read yet: reading waits for the device
+  double last_read_ = 0;             ///< when
   struct Figures {
     TopCounts counts;
     double loss;

@@ -8,6 +8,7 @@
 #include "autograd/core/node.h"
 #include "autograd/ops/cross_entropy.h"
 #include "nn/models/vit.h"
+#include "quant/lsq_pass.h"
 #include "quant/scheme/scheme.h"
 #include "tensor/core/context.h"
 #include "tensor/core/thread_pool.h"
@@ -32,7 +33,7 @@ Options bits(const char* w, const char* a) {
 }
 
 /// Four AdamW steps of a quantized two-block model with drop path.
-SmallRun small_run(bool recompute, const Options& o = bits("4", "4"), double lr = 1e-3) {
+SmallRun small_run(bool recompute, const Options& o = bits("4", "4"), double lr = 1e-3, bool pass = false) {
   VitConfig c;
   c.name = "small", c.image_size = 32, c.patch = 8, c.width = 48, c.depth = 2, c.heads = 3, c.classes = 7;
   c.drop_path = 0.3;
@@ -53,13 +54,16 @@ SmallRun small_run(bool recompute, const Options& o = bits("4", "4"), double lr 
   }
   ParameterArena arena(model.parameters());
   Optimizer optimizer(arena, {});
+  LsqPass lsq(model);
   SmallRun r;
   for (int k = 0; k < 4; ++k) {
     optimizer.zero_grad();
+    const LsqPass::Scope scales(pass ? &lsq : nullptr, true);
     const Variable loss =
         cross_entropy(model(Variable(fill(str_cat("x", k), {4, 3, 32, 32}, 0, 2))), labels, 0.1);
     r.losses.push_back(loss.data().item<float>());
     loss.backward();
+    lsq.flush();
     optimizer.step(lr);
   }
   for (const auto& [name, t] : model.state()) r.state[name] = t.clone();
@@ -71,6 +75,16 @@ void expect_same_bits(const SmallRun& a, const SmallRun& b) {
   ASSERT_EQ(a.state.size(), b.state.size());
   for (const auto& [name, t] : a.state)
     EXPECT_EQ(std::memcmp(t.view().data, b.state.at(name).view().data, t.bytes()), 0) << name;
+}
+
+TEST(Training, OnePassOverAllQuantizersGivesTheSameBits) {
+  for (const char* method : {"vvtq", "lsq", "lsq+"}) {
+    SCOPED_TRACE(method);
+    Options o = bits("3", "4");
+    o.set("quantizer", method, OptionOrigin::command_line);
+    const SmallRun apart = small_run(true, o, 1e-2), together = small_run(true, o, 1e-2, true);
+    expect_same_bits(apart, together);
+  }
 }
 
 TEST(Training, RecomputedBlocksGiveTheSameBits) { expect_same_bits(small_run(false), small_run(true)); }

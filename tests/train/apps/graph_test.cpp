@@ -1,0 +1,95 @@
+// Training with and without graphs of the device: the same bits after steps in which everything changes that
+// changes from step to step, an evaluation in between and a graph for every phase.
+
+#include <gtest/gtest.h>
+
+#include "tests/support/op_case.h"
+#include "tests/train/apps/runs.h"
+
+namespace lowbit::test {
+namespace {
+
+struct Method {
+  const char* name;
+  Words options;
+  int graphs = 1;  ///< phases of the run that last long enough
+};
+
+const Method kMethods[] = {
+    {"float", tiny_model() + Words{"--model-ema", "--clip-grad", "1", "--drop", "0.1"}},
+    {"lsq", tiny_model() + four_bits() + Words{"--quantizer", "lsq", "--model-ema", "--clip-grad", "1"}},
+    {"vvtq",
+     tiny_model() + four_bits() +
+         Words{"--quantizer", "vvtq", "--bin-regularizer", "--recompute", "--dampening", "0.1",
+               "--dampening-final", "0.2", "--epochs", "2"},
+     2},
+    {"ofq", tiny_model() + four_bits() +
+                Words{"--quantizer", "ofq", "--qk-reparam", "--cga-range", "0.05", "--recompute"}},
+    {"one_bit", tiny_model() + Words{"--wbits", "1", "--abits", "1", "--calibration-images", "8"}},
+    {"sgd", tiny_model() + four_bits() + Words{"--quantizer", "lsq+", "--opt", "sgd", "--accumulate", "2"}},
+};
+
+Words changing_steps() {
+  return {"--lr",
+          "1e-3",
+          "--sched-per-step",
+          "--warmup-epochs",
+          "1",
+          "--drop-path",
+          "0.3",
+          "--mixup",
+          "0.8",
+          "--max-steps",
+          "9",
+          "--log-every",
+          "2",
+          "--epochs",
+          "3"};
+}
+
+/// Photographs, which can be mixed: six steps in an epoch.
+Words flowers(const char* images) {
+  return {"--data", LOWBIT_SOURCE_DIR "/data/samples/flowers", "--limit-train", images, "--limit-val", "4"};
+}
+
+int count(const std::string& text, const std::string& what) {
+  int n = 0;
+  for (size_t at = text.find(what); at != std::string::npos; at = text.find(what, at + 1)) ++n;
+  return n;
+}
+
+TEST(GraphCuda, ReplayedStepsEqualSteps) {
+  if (!cuda_present()) GTEST_SKIP() << "no CUDA device";
+  for (const Method& m : kMethods) {
+    SCOPED_TRACE(m.name);
+    TempDir dir;
+    for (const char* graph : {"off", "on"}) {
+      const Outcome r = lowbit_run(
+          Words{"train", "--output", dir.path(), "--run", graph, "--device", "cuda", "--graph", graph} +
+          tiny_data(m.name == std::string("sgd") ? 48 : 24, 4) + changing_steps() + m.options);
+      ASSERT_EQ(r.code, 0) << r.err;
+      const std::string log = read_file(dir / graph + "/log.txt");
+      EXPECT_EQ(count(log, "captured as a graph"), graph == std::string("on") ? m.graphs : 0) << log;
+    }
+    for (const char* file : {"/last.safetensors", "/last.state"})
+      expect_equal_tensors(dir / "off" + file, dir / "on" + file);
+  }
+}
+
+TEST(GraphCuda, SaysWhyNot) {
+  if (!cuda_present()) GTEST_SKIP() << "no CUDA device";
+  TempDir dir;
+  const Words run =
+      Words{"train", "--output", dir.path(), "--device", "cuda", "--learn-bits", "--max-steps", "1"} +
+      tiny_model() + tiny_data() + four_bits();
+  const Outcome automatic = lowbit_run(run + Words{"--run", "auto"});
+  EXPECT_EQ(automatic.code, 0) << automatic.err;
+  EXPECT_EQ(
+      count(read_file(dir / "auto" + "/log.txt"), "the steps are not captured as a graph: --learn-bits"), 1);
+  const Outcome strict = lowbit_run(run + Words{"--run", "on", "--graph", "on"});
+  EXPECT_EQ(strict.code, 2);
+  EXPECT_EQ(strict.complaint(), "--graph on: --learn-bits: the host reads the widths in every step");
+}
+
+}  // namespace
+}  // namespace lowbit::test

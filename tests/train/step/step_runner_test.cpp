@@ -1,0 +1,177 @@
+// Steps as graphs, inside the process: the same bits as kernel by kernel, what a step asks of the device, and
+// how many kernels it takes.
+
+#include "train/step/step_runner.h"
+
+#include <gtest/gtest.h>
+
+#include "autograd/core/node.h"
+#include "autograd/ops/cross_entropy.h"
+#include "nn/models/sret.h"
+#include "nn/models/vit.h"
+#include "quant/lsq_pass.h"
+#include "quant/scheme/scheme.h"
+#include "tensor/core/context.h"
+#include "tensor/core/draws.h"
+#include "tests/support/device_calls.h"
+#include "tests/support/golden.h"
+#include "tests/support/op_case.h"
+#include "train/optim/clip.h"
+#include "train/optim/ema.h"
+#include "train/optim/optimizer.h"
+#include "train/step/quantize.h"
+#include "train/step/step_values.h"
+
+namespace lowbit::test {
+namespace {
+
+const Device kGpu{Device::Kind::cuda, 0};
+constexpr int kSteps = 7;
+
+Options with(std::initializer_list<std::pair<const char*, const char*>> settings) {
+  Options o(*find_verb("train"));
+  for (const auto& [name, value] : settings) o.set(name, value, OptionOrigin::command_line);
+  return o;
+}
+
+struct Result {
+  std::vector<float> losses;
+  TensorMap state;
+  std::vector<bool> replayed;
+  std::vector<DeviceCalls> calls;  ///< of each step
+};
+
+/// Some steps with drop path, a rate that changes, clipping and a running average.
+Result train(std::unique_ptr<ImageModel> model, const Options& o, StepRunner::Mode mode) {
+  const ImageConfig& c = model->config();
+  const Shape images{2, c.in_channels, c.image_size, c.image_size};
+  quantize(*model, o);
+  model->to(kGpu);
+  {  // the first pass sets the scales
+    const NoGrad off;
+    model->eval();
+    (*model)(Variable(fill("calibration", images, 0, 2).to(kGpu)));
+    for (auto& [name, q] : quantizers(*model))
+      if (q->quant_state() == QuantState::observe) q->set_quant_state(QuantState::fixed, "calibrated");
+  }
+  model->train();
+  context().generator = Generator(9, 1);
+  ParameterArena arena(model->parameters());
+  Optimizer optimizer(arena, {});
+  Ema ema(arena, model->state(), 0.9);
+  LsqPass lsq(*model);
+  StepValues values(int64_t(arena.size()) * kHyperColumns, kGpu);
+  Tensor x = Tensor::zeros(images, DType::f32, kGpu), labels = Tensor::zeros({2}, DType::i64, kGpu), loss;
+  LogOptions quiet;
+  quiet.threshold = LogLevel::error;
+  Log log(quiet);
+  StepRunner runner(mode, kGpu, true, log);
+  Result r;
+  for (int k = 0; k < kSteps; ++k) {
+    x.copy_from(fill(str_cat("x", k), images, 0, 2));
+    const int64_t classes[] = {k % c.classes, (k + 3) % c.classes};
+    labels.copy_from(Tensor::from(std::span<const int64_t>(classes), {2}));
+    values.draws = uint64_t(k) << 36;
+    StepParts p;
+    p.begin = [&] { values.upload(); };
+    p.compute = [&] {
+      const DeviceDraws draws(values.device_draws());
+      context().generator.set_state(0);
+      arena.zero_grad();
+      const LsqPass::Scope scales(&lsq, true);
+      const Variable l = cross_entropy((*model)(Variable(x)), labels, 0.1);
+      loss = l.data();
+      l.backward();
+      lsq.flush();
+    };
+    p.prepare = [&] {
+      values.update = optimizer.hyper(1e-3 * (k + 1));
+      values.upload();
+    };
+    p.update = [&] {
+      clip_gradients(arena, ClipMode::norm, 0.5);
+      optimizer.step(values.device_update({int64_t(arena.size()), kHyperColumns}));
+      ema.update();
+    };
+    const DeviceCalls before = device_calls();
+    r.replayed.push_back(runner.run("step", p));
+    r.calls.push_back(device_calls(before));
+    r.losses.push_back(loss.item<float>());
+  }
+  for (const auto& [name, t] : model->state()) r.state[name] = t.to({}).clone();
+  for (const auto& [name, t] : ema.state()) r.state["ema." + name] = t.to({}).clone();
+  return r;
+}
+
+using Make = std::function<std::unique_ptr<ImageModel>()>;
+
+void expect_graphs_change_nothing(const Make& make, const Options& o) {
+  const Result alone = train(make(), o, StepRunner::Mode::eager),
+               graph = train(make(), o, StepRunner::Mode::graph);
+  EXPECT_EQ(graph.losses, alone.losses);
+  for (const auto& [name, t] : alone.state) EXPECT_TRUE(equal_bits(t, graph.state.at(name))) << name;
+  EXPECT_EQ(alone.replayed, std::vector<bool>(kSteps, false));
+  EXPECT_EQ(graph.replayed, (std::vector<bool>{false, false, false, false, true, true, true}));
+  if (!counts_device_calls()) return;
+  const DeviceCalls &last = graph.calls.back(), &eager = graph.calls[2];
+  EXPECT_EQ(last.graphs, 1);
+  EXPECT_EQ(last.copies, 1) << "one small upload";
+  EXPECT_EQ(last.launches + last.allocations + last.waits, 0);
+  // Kernel by kernel a step does not wait either, nor does it allocate once its memory is there.
+  EXPECT_EQ(eager.waits, 0);
+  EXPECT_EQ(alone.calls.back().allocations + alone.calls.back().waits, 0);
+}
+
+std::unique_ptr<ImageModel> small_vit(int64_t depth, int64_t width = 24, int64_t heads = 3,
+                                      bool qkr = false) {
+  VitConfig c;
+  c.name = "small", c.image_size = 16, c.patch = 8, c.width = width, c.depth = depth, c.heads = heads;
+  c.classes = 7, c.drop_path = 0.3, c.dropout = 0.1, c.qk_reparam = qkr;
+  return std::make_unique<VisionTransformer>(c, 5);
+}
+
+TEST(StepRunnerCuda, GraphsOfLsqSteps) {
+  if (!cuda_present()) GTEST_SKIP() << "no CUDA device";
+  expect_graphs_change_nothing([] { return small_vit(1); }, with({{"wbits", "4"}, {"abits", "4"}}));
+}
+
+TEST(StepRunnerCuda, GraphsOfOfqSteps) {
+  if (!cuda_present()) GTEST_SKIP() << "no CUDA device";
+  expect_graphs_change_nothing([] { return small_vit(1, 24, 3, true); },
+                               with({{"wbits", "2"}, {"abits", "2"}, {"quantizer", "ofq"}}));
+}
+
+TEST(StepRunnerCuda, GraphsOfBatchNormAndRandomOrders) {
+  if (!cuda_present()) GTEST_SKIP() << "no CUDA device";
+  const Make make = [] {
+    SretConfig c;
+    c.image_size = 16, c.classes = 5, c.base = {8}, c.heads = {2}, c.blocks = {1};
+    c.groups1 = {2}, c.groups2 = {2}, c.drop_path = 0.3, c.dropout = 0.1;
+    return std::make_unique<SretTransformer>(c, 3);
+  };
+  expect_graphs_change_nothing(make, with({{"wbits", "32"}, {"abits", "32"}}));
+}
+
+/// A step of DeiT-Tiny's blocks with 4-bit weights and activations: how many kernels a block takes, and the
+/// rest (docs/performance.md). Fewer tokens change nothing in it.
+TEST(StepRunnerCuda, LaunchesOfAFourBitStep) {
+  if (!cuda_present() || !counts_device_calls()) GTEST_SKIP() << "no emulated CUDA device";
+  for (const char* method : {"lsq", "vvtq"}) {
+    const Options o = with({{"wbits", "4"}, {"abits", "4"}, {"quantizer", method}});
+    int64_t kernels[2];
+    for (const int64_t depth : {1, 2}) {
+      const DeviceCalls c = train(small_vit(depth, 192, 3), o, StepRunner::Mode::eager).calls.back();
+      kernels[depth - 1] = c.launches + c.copies;
+    }
+    const int64_t block = kernels[1] - kernels[0], rest = kernels[0] - block;
+    std::printf("%s: %d kernels and copies a block, %d beside, %d for 12 blocks\n", method, int(block),
+                int(rest), int(12 * block + rest));
+    RecordProperty(str_cat(method, "_block"), int(block));
+    RecordProperty(str_cat(method, "_rest"), int(rest));
+    EXPECT_LE(block, 150);
+    EXPECT_LE(rest, 150);
+  }
+}
+
+}  // namespace
+}  // namespace lowbit::test
