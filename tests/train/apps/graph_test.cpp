@@ -47,11 +47,6 @@ Words changing_steps() {
           "3"};
 }
 
-/// Photographs, which can be mixed: six steps in an epoch.
-Words flowers(const char* images) {
-  return {"--data", LOWBIT_SOURCE_DIR "/data/samples/flowers", "--limit-train", images, "--limit-val", "4"};
-}
-
 int count(const std::string& text, const std::string& what) {
   int n = 0;
   for (size_t at = text.find(what); at != std::string::npos; at = text.find(what, at + 1)) ++n;
