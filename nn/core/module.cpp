@@ -92,7 +92,7 @@ void Module::visit(const std::string& prefix, const std::function<void(const std
 
 void Module::train(bool on) {
   visit(
-      "", [on](const std::string&, Module& m) { m.training_ = on, m.on_mode(on); }, nullptr);
+      "", [on](const std::string&, Module& m) { m.training_ = on; }, nullptr);
 }
 
 std::vector<NamedParameter> Module::parameters() {
@@ -143,6 +143,8 @@ LoadReport Module::load(const std::map<std::string, Tensor>& s, bool strict) {
     const auto it = s.find(name);
     if (it != s.end() && it->second.shape() == t.shape()) t.copy_from(it->second);
   }
+  visit(
+      "", [](const std::string&, Module& m) { m.on_load(); }, nullptr);
   return report;
 }
 

@@ -85,7 +85,7 @@ class Module {
   }
   /// A second name of a child: its state appears under both, its parameters and slots under the first.
   void alias(std::string_view name, const Module& child);
-  virtual void on_mode(bool) {}  ///< training ↔ evaluation
+  virtual void on_load() {}  ///< load() has replaced values
 
  private:
   struct Member {

@@ -41,7 +41,7 @@ class OfqQuantizer final : public Quantizer {
 
  protected:
   void on_state(QuantState from, QuantState to) override;
-  void on_mode(bool) override { initialised_ = false; }  // what a checkpoint has brought is looked at
+  void on_load() override { initialised_ = false; }
 
  private:
   bool per_head() const { return config_.shift.ndim() == 2 && !config_.image; }

@@ -13,6 +13,7 @@ struct Method {
   const char* name;
   Words options;
   int graphs = 1;  ///< phases of the run that last long enough
+  Words data = tiny_data(24, 4);
 };
 
 const Method kMethods[] = {
@@ -26,7 +27,12 @@ const Method kMethods[] = {
     {"ofq", tiny_model() + four_bits() +
                 Words{"--quantizer", "ofq", "--qk-reparam", "--cga-range", "0.05", "--recompute"}},
     {"one_bit", tiny_model() + Words{"--wbits", "1", "--abits", "1", "--calibration-images", "8"}},
-    {"sgd", tiny_model() + four_bits() + Words{"--quantizer", "lsq+", "--opt", "sgd", "--accumulate", "2"}},
+    {"sgd", tiny_model() + four_bits() + Words{"--quantizer", "lsq+", "--opt", "sgd", "--accumulate", "2"}, 1,
+     tiny_data(48, 4)},
+    {"mixed",
+     tiny_model() + Words{"--mixup", "0.8", "--cutmix", "1", "--mixup-mode", "elem"},
+     1,
+     {"--data", LOWBIT_SOURCE_DIR "/data/samples/flowers", "--limit-train", "25", "--limit-val", "5"}},
 };
 
 Words changing_steps() {
@@ -37,10 +43,8 @@ Words changing_steps() {
           "1",
           "--drop-path",
           "0.3",
-          "--mixup",
-          "0.8",
           "--max-steps",
-          "9",
+          "11",
           "--log-every",
           "2",
           "--epochs",
@@ -61,7 +65,7 @@ TEST(GraphCuda, ReplayedStepsEqualSteps) {
     for (const char* graph : {"off", "on"}) {
       const Outcome r = lowbit_run(
           Words{"train", "--output", dir.path(), "--run", graph, "--device", "cuda", "--graph", graph} +
-          tiny_data(m.name == std::string("sgd") ? 48 : 24, 4) + changing_steps() + m.options);
+          m.data + changing_steps() + m.options);
       ASSERT_EQ(r.code, 0) << r.err;
       const std::string log = read_file(dir / graph + "/log.txt");
       EXPECT_EQ(count(log, "captured as a graph"), graph == std::string("on") ? m.graphs : 0) << log;
@@ -83,7 +87,7 @@ TEST(GraphCuda, SaysWhyNot) {
       count(read_file(dir / "auto" + "/log.txt"), "the steps are not captured as a graph: --learn-bits"), 1);
   const Outcome strict = lowbit_run(run + Words{"--run", "on", "--graph", "on"});
   EXPECT_EQ(strict.code, 2);
-  EXPECT_EQ(strict.complaint(), "--graph on: --learn-bits: the host reads the widths in every step");
+  EXPECT_EQ(strict.complaint(), "lowbit: --graph on: --learn-bits: the host reads the widths in every step");
 }
 
 }  // namespace
