@@ -230,7 +230,7 @@ struct LsqGatherArgs {
   double smallest;
 };
 /// Threads of a gather: groups, and entries of source.
-inline int64_t lsq_gather_count(const LsqGatherArgs& a) {
+LOWBIT_HD int64_t lsq_gather_count(const LsqGatherArgs& a) {
   return a.out.shape[0] > a.source.shape[0] ? a.out.shape[0] : a.source.shape[0];
 }
 
