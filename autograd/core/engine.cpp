@@ -134,25 +134,38 @@ Tensor GradSink::alloc(int input) const {
   return Tensor::empty(m.shape, m.dtype, m.device);
 }
 
+Tensor& GradSink::own(GradMeta& m) {
+  if (!m.fixed_buffer && m.grad.storage().use_count() > 1) m.grad = m.grad.clone();
+  return m.grad;
+}
+
 void GradSink::add(int input, Tensor g) {
   if (!wants(input)) return;
   GradMeta& m = *inputs_[size_t(input)];
   LOWBIT_ASSERT(g.shape() == m.shape && g.dtype() == m.dtype);
   if (m.has_grad) {
-    // The first contribution may be shared with another input (addition hands gy to both): never write into
-    // it.
-    if (m.fixed_buffer || m.grad.storage().use_count() == 1) {
-      add_into(m.grad, g.packed());
-    } else {
-      Tensor sum = m.grad.clone();
-      add_into(sum, g.packed());
-      m.grad = sum;
-    }
+    add_into(own(m), g.packed());
   } else if (m.fixed_buffer) {
     if (!same_memory(m.grad, g)) m.grad.copy_from(g);
     m.has_grad = true;
   } else {
     m.grad = g.packed();
+    m.has_grad = true;
+  }
+  if (m.fixed_buffer && gradient_hook) gradient_hook(m);
+}
+
+void GradSink::add_part(int input, const std::function<Tensor(const Tensor&)>& part, const Tensor& g) {
+  if (!wants(input)) return;
+  GradMeta& m = *inputs_[size_t(input)];
+  if (m.has_grad) {
+    Tensor window = part(own(m));
+    add_into(window, g);
+  } else {
+    m.grad = alloc(input);
+    m.grad.fill(0);
+    Tensor window = part(m.grad);
+    window.copy_from(g);
     m.has_grad = true;
   }
   if (m.fixed_buffer && gradient_hook) gradient_hook(m);

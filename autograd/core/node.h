@@ -63,8 +63,13 @@ class GradSink {
   /// Uninitialised packed buffer shaped like that input; a leaf's arena window when it is free.
   Tensor alloc(int input) const;
   void add(int input, Tensor g);  ///< accumulate (moves if first)
+  /// Accumulates into a part of that input's gradient, a view of it; the rest receives nothing.
+  void add_part(int input, const std::function<Tensor(const Tensor&)>& part, const Tensor& g);
 
  private:
+  /// The gradient of an input that has one, to be added to: copied where it is shared with another input,
+  /// as addition hands gy to both.
+  static Tensor& own(GradMeta& m);
   std::span<const std::shared_ptr<GradMeta>> inputs_;
 };
 

@@ -8,18 +8,21 @@ namespace {
 
 using Map = std::function<Tensor(const Tensor&)>;
 
-/// A move is a map of tensors; the node keeps only the inverse map. It can be made again where its source
-/// can.
+/// A move is a map of tensors; the node keeps only the inverse map, or, for a part of its input, the map
+/// itself. It can be made again where its source can.
 struct MoveNode final : Node {
   const char* op;
   Map inverse;  // gradient of the output → gradient of the input
+  Map part;     // instead of it: gradient of the input → the view of it that belongs to the output
   Map forward;
   SavedValue source;
   const char* name() const override { return op; }
-  void backward(const Tensor& gy, GradSink& gx) override { gx.add(0, inverse(gy)); }
+  void backward(const Tensor& gy, GradSink& gx) override {
+    part ? gx.add_part(0, part, gy) : gx.add(0, inverse(gy));
+  }
   bool replays() const override { return forward != nullptr; }
   Tensor replay() const override { return forward(source.get(op, 0)).packed(); }
-  void release() override { inverse = forward = nullptr, source.release(); }
+  void release() override { inverse = part = forward = nullptr, source.release(); }
   std::vector<Tensor> saved() const override { return {}; }
 };
 
@@ -28,12 +31,13 @@ bool travels(const Coded* c) {
   return c && c->per_tensor() && (!c->offset.defined() || c->offset.numel() == 1);
 }
 
-Variable move(const char* op, const Variable& x, const Map& forward, Map inverse) {
+/// Without an inverse: the output is a view of the input.
+Variable move(const char* op, const Variable& x, const Map& forward, Map inverse = {}) {
   std::shared_ptr<MoveNode> node;
   if (needs_grad({x})) {
     node = std::make_shared<MoveNode>();
     node->op = op;
-    node->inverse = std::move(inverse);
+    inverse ? node->inverse = std::move(inverse) : node->part = forward;
     if (can_replay(x)) node->forward = forward, node->source.set(x);
   }
   if (const Coded* c = x.coded(); travels(c)) {
@@ -154,36 +158,21 @@ Variable slice(const Variable& x, int dim, int64_t begin, int64_t end) {
   LOWBIT_CHECK(0 <= begin && begin <= end && end <= x.size(d), shape, "slice",
                "range must lie inside the dimension (got [", begin, ", ", end, ") of dimension ", dim,
                " of x=", x.str(), ")");
-  const Shape from = x.shape();
-  const auto inverse = [=](const Tensor& g) {
-    Tensor dx = Tensor::zeros(from, g.dtype(), g.device());
-    Tensor window = dx.slice(d, begin, end);
-    window.copy_from(g);
-    return dx;
-  };
+  const Map part = [=](const Tensor& t) { return t.slice(d, begin, end); };
   if (const Coded* c = x.coded()) {
     auto node = std::make_shared<MoveNode>();
     node->op = "slice";
-    node->inverse = inverse;
+    node->part = part;
     return record(sliced(*c, d, begin, end), std::move(node), {x});
   }
-  return move(
-      "slice", x, [=](const Tensor& t) { return t.slice(d, begin, end); }, inverse);
+  return move("slice", x, part);
 }
 
 Variable select(const Variable& x, int dim, int64_t index) {
   const int d = normal_dim("select", x, dim);
   LOWBIT_CHECK(0 <= index && index < x.size(d), shape, "select", "index must lie inside the dimension (got ",
                index, " of dimension ", dim, " of x=", x.str(), ")");
-  const Shape from = x.shape();
-  return move(
-      "select", x, [=](const Tensor& t) { return t.select(d, index); },
-      [=](const Tensor& g) {
-        Tensor dx = Tensor::zeros(from, g.dtype(), g.device());
-        Tensor window = dx.select(d, index);
-        window.copy_from(g);
-        return dx;
-      });
+  return move("select", x, [=](const Tensor& t) { return t.select(d, index); });
 }
 
 Variable concat(std::span<const Variable> parts, int dim) {

@@ -122,38 +122,22 @@ class FloatEngine {
       pack_converted(o, i, at, row, k0, rows, k, dst, ld);
   }
 
-  /// Codes or bf16 of the tile become floats in a buffer of the same orientation, which is packed like any
-  /// other. `at`: element number of the first.
   static void pack_converted(const GemmOperand& o, const BatchIndex& i, int64_t at, int64_t row, int64_t k0,
                              int rows, int64_t k, float* dst, int ld) {
-    auto* stage =
-        static_cast<float*>(detail::thread_scratch(detail::Scratch::stage, size_t(rows * k) * sizeof(float)));
-    const bool by_row = o.stride.k == 1 || o.stride.row != 1;
-    const int64_t lines = by_row ? rows : k, n = by_row ? k : rows;
-    const int64_t step = by_row ? o.stride.k : o.stride.row, next = by_row ? o.stride.row : o.stride.k;
     if (o.dtype == DType::bf16) {
       const bf16* const from = static_cast<const bf16*>(o.data) + at;
-      for (int64_t j = 0; j < lines; ++j)
-        for (int64_t e = 0; e < n; ++e) stage[j * n + e] = float(from[j * next + e * step]);
-    } else {
-      convert_lines(o, i, at, row, k0, by_row, lines, n, stage);
+      for (int64_t e = 0; e < k; ++e)
+        for (int r = 0; r < rows; ++r) dst[e * ld + r] = float(from[r * o.stride.row + e * o.stride.k]);
+      return;
     }
-    detail::pack_floats(stage, by_row ? k : 1, by_row ? 1 : rows, rows, k, dst, ld);
-  }
-
-  static void convert_lines(const GemmOperand& o, const BatchIndex& i, int64_t at, int64_t row, int64_t k0,
-                            bool by_row, int64_t lines, int64_t n, float* stage) {
-    const Strides &ss = o.scale_stride, &os = o.offset_stride;
-    const char* const codes = static_cast<const char*>(o.data) + at;
-    const float* scale = o.scale + i.offset(ss.batch) + row * ss.row + k0 * ss.k;
-    const float* offset = o.offset ? o.offset + i.offset(os.batch) + row * os.row + k0 * os.k : nullptr;
-    const int64_t step = by_row ? o.stride.k : o.stride.row, next = by_row ? o.stride.row : o.stride.k;
-    const int64_t s_step = by_row ? ss.k : ss.row, s_next = by_row ? ss.row : ss.k;
-    const int64_t o_step = by_row ? os.k : os.row, o_next = by_row ? os.row : os.k;
-    for (int64_t j = 0; j < lines; ++j)
-      detail::convert_codes(codes + j * next, o.dtype == DType::i8, step, n, float(o.shift),
-                            scale + j * s_next, s_step, offset ? offset + j * o_next : nullptr, o_step,
-                            stage + j * n);
+    const Strides &s = o.scale_stride, &b = o.offset_stride;
+    const auto first = [&](const float* p, const Strides& to) {
+      return p ? p + i.offset(to.batch) + row * to.row + k0 * to.k : nullptr;
+    };
+    detail::pack_code_values({static_cast<const char*>(o.data) + at, o.dtype == DType::i8, o.stride.row,
+                              o.stride.k, float(o.shift), first(o.scale, s), s.row, s.k, first(o.offset, b),
+                              b.row, b.k},
+                             rows, k, dst, ld);
   }
 
   /// A row-major A is read in place unless its rows fall on few cache sets (a stride near a multiple of 4

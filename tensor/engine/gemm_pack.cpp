@@ -200,26 +200,76 @@ void transpose_words(const uint32_t* from, int64_t rows, int64_t cols, uint32_t*
     for (int64_t c = 0; c < cols; ++c) to[c * ld + r] = from[r * cols + c];
 }
 
+/// Values of the codes of one row, `n` of them.
 template <class Code>
-void convert_line(const Code* src, int64_t step, int64_t n, float shift, const float* scale, int64_t ss,
-                  const float* offset, int64_t os, float* dst) {
-  const auto run = [&](auto unit_step, auto unit_scale) {
-    const int64_t cs = unit_step ? 1 : step;
+void row_values(const CodeTile& t, const Code* src, int64_t r, int64_t n, float* dst) {
+  const float* const scale = t.scale + r * t.scale_row;
+  const auto run = [&](auto unit_step, auto one_scale) {
+    const int64_t step = unit_step ? 1 : t.col;
     const float first = scale[0];
     for (int64_t i = 0; i < n; ++i)
-      dst[i] = (unit_scale ? first : scale[i * ss]) * (float(src[i * cs]) + shift);
+      dst[i] = (one_scale ? first : scale[i * t.scale_col]) * (float(src[i * step]) + t.shift);
   };
-  if (step == 1 && ss == 0)
+  if (t.col == 1 && t.scale_col == 0)
     run(std::true_type{}, std::true_type{});
   else
     run(std::false_type{}, std::false_type{});
-  if (!offset) return;
-  if (os == 0) {
-    const float b = offset[0];
-    for (int64_t i = 0; i < n; ++i) dst[i] += b;
-  } else {
-    for (int64_t i = 0; i < n; ++i) dst[i] += offset[i * os];
-  }
+  if (!t.offset) return;
+  const float* const offset = t.offset + r * t.offset_row;
+  for (int64_t i = 0; i < n; ++i) dst[i] += offset[i * t.offset_col];
+}
+
+#if defined(__AVX2__)
+
+template <class Code>
+inline __m256 eight_codes(const Code* p) {
+  const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
+  if constexpr (std::is_signed_v<Code>)
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes));
+  else
+    return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(bytes));
+}
+
+/// Codes of one k are contiguous: eight at a time, straight to their place.
+template <class Code>
+void column_values(const CodeTile& t, const Code* src, int rows, int64_t cols, float* dst, int ld) {
+  constexpr int kMost = 64;
+  LOWBIT_ASSERT(rows <= kMost);
+  float scales[kMost], offsets[kMost] = {};
+  for (int r = 0; r < rows; ++r) scales[r] = t.scale[r * t.scale_row];
+  for (int r = 0; r < rows && t.offset; ++r) offsets[r] = t.offset[r * t.offset_row];
+  std::fill(scales + rows, scales + kMost, 0.f);
+  const __m256 shift = _mm256_set1_ps(t.shift);
+  const int64_t readable = (cols - 1) * t.col + rows - 8;  // from here on fewer than eight are left
+  for (int64_t k = 0; k < cols; ++k)
+    for (int r = 0; r < rows; r += 8) {
+      const Code* p = src + k * t.col + r;
+      Code rest[8] = {};
+      if (k * t.col + r > readable) std::copy_n(p, std::min(8, rows - r), rest), p = rest;
+      const __m256 s = t.scale_col ? _mm256_set1_ps(t.scale[k * t.scale_col]) : _mm256_loadu_ps(scales + r);
+      __m256 v = _mm256_mul_ps(s, _mm256_add_ps(eight_codes(p), shift));
+      if (t.offset)
+        v = _mm256_add_ps(v, t.offset_col ? _mm256_set1_ps(t.offset[k * t.offset_col])
+                                          : _mm256_loadu_ps(offsets + r));
+      _mm256_storeu_ps(dst + k * ld + r, v);
+    }
+}
+
+#endif
+
+template <class Code>
+void code_values(const CodeTile& t, int rows, int64_t cols, float* dst, int ld) {
+  const auto* const src = static_cast<const Code*>(t.codes);
+#if defined(__AVX2__)
+  const auto along_both = [](int64_t row, int64_t col) { return row != 0 && col != 0; };
+  if (t.row == 1 && t.col != 1 && !along_both(t.scale_row, t.scale_col) &&
+      !along_both(t.offset_row, t.offset_col))
+    return column_values(t, src, rows, cols, dst, ld);
+#endif
+  auto* const stage =
+      static_cast<float*>(thread_scratch(Scratch::stage, size_t(rows * cols) * sizeof(float)));
+  for (int64_t r = 0; r < rows; ++r) row_values(t, src + r * t.row, r, cols, stage + r * cols);
+  pack_floats(stage, cols, 1, rows, cols, dst, ld);
 }
 
 template <class Code>
@@ -317,12 +367,11 @@ void sum_codes(const void* src, bool is_signed, int64_t row, int64_t col, int ro
     sum_lines(static_cast<const uint8_t*>(src), row, col, rows, k, sums);
 }
 
-void convert_codes(const void* src, bool is_signed, int64_t step, int64_t n, float shift, const float* scale,
-                   int64_t ss, const float* offset, int64_t os, float* dst) {
-  if (is_signed)
-    convert_line(static_cast<const int8_t*>(src), step, n, shift, scale, ss, offset, os, dst);
+void pack_code_values(const CodeTile& t, int rows, int64_t cols, float* dst, int ld) {
+  if (t.is_signed)
+    code_values<int8_t>(t, rows, cols, dst, ld);
   else
-    convert_line(static_cast<const uint8_t*>(src), step, n, shift, scale, ss, offset, os, dst);
+    code_values<uint8_t>(t, rows, cols, dst, ld);
 }
 
 }  // namespace lowbit::detail

@@ -53,9 +53,20 @@ inline int64_t panel_words(int64_t k) { return (k + 63) / 64 * 16; }
 /// sums[r] = Σ_k code[r, k]
 void sum_codes(const void* src, bool is_signed, int64_t row, int64_t col, int rows, int64_t k, int32_t* sums);
 
-/// dst[i] = fl(fl(scale[i·ss] · (code[i·step] + shift)) + offset[i·os]); no addition when offset is null.
-void convert_codes(const void* src, bool is_signed, int64_t step, int64_t n, float shift, const float* scale,
-                   int64_t ss, const float* offset, int64_t os, float* dst);
+/// Codes and what they mean: element (r, k) is at codes[r · row + k · col], its step and offset likewise.
+struct CodeTile {
+  const void* codes;
+  bool is_signed;
+  int64_t row, col;
+  float shift;
+  const float* scale;
+  int64_t scale_row, scale_col;
+  const float* offset;  ///< null: none is added
+  int64_t offset_row, offset_col;
+};
+
+/// dst[k · ld + r] = fl(fl(scale · (code + shift)) + offset). Same slack as above.
+void pack_code_values(const CodeTile& t, int rows, int64_t cols, float* dst, int ld);
 
 inline size_t round_up(size_t n, size_t to) { return (n + to - 1) / to * to; }
 
