@@ -31,12 +31,16 @@ class DeviceScope {
  public:
   explicit DeviceScope(int index) {
     check(cudaGetDevice(&before_), "device");
-    if (index != before_) check(cudaSetDevice(index), "device");
+    changed_ = index != before_;
+    if (changed_) check(cudaSetDevice(index), "device");
   }
-  ~DeviceScope() { cudaSetDevice(before_); }
+  ~DeviceScope() {
+    if (changed_) cudaSetDevice(before_);
+  }
 
  private:
   int before_ = 0;
+  bool changed_ = false;
 };
 
 /// Starts a kernel and reports a bad configuration; errors of the kernel itself show up at the next
@@ -48,6 +52,7 @@ void launch(const char* op, void (*kernel)(Params...), dim3 grid, unsigned threa
   config.gridDim = grid;
   config.blockDim = dim3(threads);
   config.stream = handle(stream);
+  const DeviceScope scope(stream.device.index);
   account(op, stream);
   check(cudaLaunchKernelEx(&config, kernel, std::forward<Args>(args)...), op);
 }
@@ -56,6 +61,7 @@ void launch(const char* op, void (*kernel)(Params...), dim3 grid, unsigned threa
 template <class... Params, class... Args>
 void launch_shared(const char* op, void (*kernel)(Params...), dim3 grid, unsigned threads, size_t bytes,
                    Stream stream, Args&&... args) {
+  const DeviceScope scope(stream.device.index);
   constexpr size_t kWithoutAsking = 48 << 10;
   if (bytes > kWithoutAsking)
     check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),

@@ -85,14 +85,15 @@ int64_t transpose_blocks(const uint8_t* src, int64_t row_bytes, int rows, int64_
   return whole;
 }
 
+constexpr int64_t kAhead = 12;  ///< lines that are fetched early, since they are far apart
+
 /// Columns of the source are contiguous: rows of up to 8 floats are copied.
 void copy_floats(const float* src, int64_t col, int rows, int64_t cols, float* dst, int ld) {
-  constexpr int64_t kAhead = 12;
   const __m256i tail =
       _mm256_cmpgt_epi32(_mm256_set1_epi32(rows % 8), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
   const int whole = rows / 8 * 8;
   for (int64_t k = 0; k < cols; ++k, src += col, dst += ld) {
-    _mm_prefetch(reinterpret_cast<const char*>(src + kAhead * col), _MM_HINT_T0);  // rows are far apart
+    _mm_prefetch(reinterpret_cast<const char*>(src + kAhead * col), _MM_HINT_T0);
     _mm_prefetch(reinterpret_cast<const char*>(src + kAhead * col + rows - 1), _MM_HINT_T0);
     for (int r = 0; r < whole; r += 8) _mm256_storeu_ps(dst + r, _mm256_loadu_ps(src + r));
     if (whole < rows) _mm256_storeu_ps(dst + whole, _mm256_maskload_ps(src + whole, tail));
@@ -241,7 +242,8 @@ void column_values(const CodeTile& t, const Code* src, int rows, int64_t cols, f
   std::fill(scales + rows, scales + kMost, 0.f);
   const __m256 shift = _mm256_set1_ps(t.shift);
   const int64_t readable = (cols - 1) * t.col + rows - 8;  // from here on fewer than eight are left
-  for (int64_t k = 0; k < cols; ++k)
+  for (int64_t k = 0; k < cols; ++k) {
+    _mm_prefetch(reinterpret_cast<const char*>(src + (k + kAhead) * t.col), _MM_HINT_T0);
     for (int r = 0; r < rows; r += 8) {
       const Code* p = src + k * t.col + r;
       Code rest[8] = {};
@@ -249,10 +251,11 @@ void column_values(const CodeTile& t, const Code* src, int rows, int64_t cols, f
       const __m256 s = t.scale_col ? _mm256_set1_ps(t.scale[k * t.scale_col]) : _mm256_loadu_ps(scales + r);
       __m256 v = _mm256_mul_ps(s, _mm256_add_ps(eight_codes(p), shift));
       if (t.offset)
-        v = _mm256_add_ps(v, t.offset_col ? _mm256_set1_ps(t.offset[k * t.offset_col])
-                                          : _mm256_loadu_ps(offsets + r));
+        v = _mm256_add_ps(
+            v, t.offset_col ? _mm256_set1_ps(t.offset[k * t.offset_col]) : _mm256_loadu_ps(offsets + r));
       _mm256_storeu_ps(dst + k * ld + r, v);
     }
+  }
 }
 
 #endif

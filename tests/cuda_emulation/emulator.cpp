@@ -180,6 +180,9 @@ void run(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>
 
 cudaError_t remember(cudaError_t e) { return e == cudaSuccess ? e : last_error = e; }
 
+constexpr int kDevices = 2;  ///< of one memory; a kernel belongs on the device of its stream
+thread_local int current_device = 0;
+
 // ---- capture
 // -----------------------------------------------------------------------------------------------------
 
@@ -213,6 +216,9 @@ void start_or_record(std::function<void()> work) {
 
 }  // namespace
 
+struct EmulatedStream {
+  int device;
+};
 struct EmulatedGraph {
   std::vector<std::function<void()>> nodes;
 };
@@ -245,9 +251,10 @@ cudaError_t cuda_emulation_check(const cudaLaunchConfig_t& c) {
   const uint64_t threads = uint64_t(c.blockDim.x) * c.blockDim.y * c.blockDim.z;
   const bool grid = c.gridDim.x && c.gridDim.y && c.gridDim.z && c.gridDim.x < 0x80000000u &&
                     c.gridDim.y < 65536 && c.gridDim.z < 65536;
-  return remember(grid && threads && threads <= kMaxThreads && c.dynamicSmemBytes <= kMaxShared
-                      ? cudaSuccess
-                      : cudaErrorInvalidConfiguration);
+  if (!grid || !threads || threads > kMaxThreads || c.dynamicSmemBytes > kMaxShared)
+    return remember(cudaErrorInvalidConfiguration);
+  const bool here = !c.stream || c.stream->device == current_device;
+  return remember(here ? cudaSuccess : cudaErrorInvalidResourceHandle);
 }
 cudaError_t cudaFuncSetAttribute(const void*, cudaFuncAttribute, int) { return cudaSuccess; }
 
@@ -259,6 +266,8 @@ const char* cudaGetErrorString(cudaError_t e) {
       return "out of memory";
     case cudaErrorInvalidConfiguration:
       return "invalid configuration argument";
+    case cudaErrorInvalidResourceHandle:
+      return "invalid resource handle";
     case cudaErrorNotReady:
       return "device not ready";
     case cudaErrorStreamCaptureUnsupported:
@@ -270,12 +279,17 @@ const char* cudaGetErrorString(cudaError_t e) {
   }
 }
 cudaError_t cudaGetLastError() { return std::exchange(last_error, cudaSuccess); }
-cudaError_t cudaGetDeviceCount(int* count) { return *count = 1, cudaSuccess; }
+cudaError_t cudaGetDeviceCount(int* count) { return *count = kDevices, cudaSuccess; }
 cudaError_t cudaDriverGetVersion(int* version) { return *version = 1, cudaSuccess; }
-cudaError_t cudaGetDevice(int* d) { return *d = 0, cudaSuccess; }
-cudaError_t cudaSetDevice(int d) { return remember(d == 0 ? cudaSuccess : cudaErrorInvalidDevice); }
+cudaError_t cudaGetDevice(int* d) { return *d = current_device, cudaSuccess; }
+cudaError_t cudaSetDevice(int d) {
+  if (d < 0 || d >= kDevices) return remember(cudaErrorInvalidDevice);
+  return current_device = d, cudaSuccess;
+}
 cudaError_t cudaDeviceSynchronize() { return wait_for_all(); }
-cudaError_t cudaStreamCreateWithFlags(cudaStream_t* s, unsigned) { return *s = nullptr, cudaSuccess; }
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t* s, unsigned) {
+  return *s = new EmulatedStream{current_device}, cudaSuccess;
+}
 cudaError_t cudaStreamSynchronize(cudaStream_t) { return wait_for_all(); }
 
 cudaError_t cudaMalloc(void** p, size_t bytes) {

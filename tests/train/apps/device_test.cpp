@@ -5,6 +5,7 @@
 
 #include <cmath>
 
+#include "tensor/core/backend.h"
 #include "tensor/io/safetensors.h"
 #include "tests/support/op_case.h"
 #include "tests/train/apps/process.h"
@@ -48,28 +49,44 @@ double largest_difference(const std::string& a, const std::string& b) {
   return worst;
 }
 
-TEST(DeviceCuda, TrainingEqualsTheCpu) {
+class DeviceCuda : public ::testing::TestWithParam<Method> {};
+
+TEST_P(DeviceCuda, TrainingEqualsTheCpu) {
   if (!cuda_present()) GTEST_SKIP() << "no CUDA device";
   const bool emulated = lowbit_run({"--version"}).out.find("cuda emulated") != std::string::npos;
-  for (const Method& m : kMethods) {
-    SCOPED_TRACE(m.name);
-    TempDir dir;
-    for (const char* device : {"cpu", "cuda"}) {
-      const Outcome r =
-          lowbit_run(Words{"train", "--output", dir.path(), "--run", device, "--device", device,
-                           "--no-library-products", "--backward", "int8x3", "--lr", std::to_string(kRate),
-                           "--warmup-epochs", "0", "--max-steps", std::to_string(kSteps)} +
-                     tiny_model() + tiny_data() + m.options);
-      ASSERT_EQ(r.code, 0) << r.err;
-    }
-    const std::string last = "/last.safetensors";
-    EXPECT_LE(largest_difference(dir / "cpu" + last, dir / "cuda" + last), emulated ? 0 : 2 * kRate * kSteps);
+  TempDir dir;
+  for (const char* device : {"cpu", "cuda"}) {
+    const Outcome r =
+        lowbit_run(Words{"train", "--output", dir.path(), "--run", device, "--device", device,
+                         "--no-library-products", "--backward", "int8x3", "--lr", std::to_string(kRate),
+                         "--warmup-epochs", "0", "--max-steps", std::to_string(kSteps)} +
+                   tiny_model() + tiny_data() + GetParam().options);
+    ASSERT_EQ(r.code, 0) << r.err;
   }
+  const std::string last = "/last.safetensors";
+  EXPECT_LE(largest_difference(dir / "cpu" + last, dir / "cuda" + last), emulated ? 0 : 2 * kRate * kSteps);
+}
+INSTANTIATE_TEST_SUITE_P(, DeviceCuda, ::testing::ValuesIn(kMethods),
+                         [](const auto& method) { return std::string(method.param.name); });
+
+/// Everything of a step happens on the GPU that was asked for.
+TEST(DevicesCuda, TheSecondOne) {
+  if (!cuda_present()) GTEST_SKIP() << "no CUDA device";
+  if (gpu_count() < 2) GTEST_SKIP() << "one CUDA device";
+  TempDir dir;
+  for (const char* device : {"cuda:0", "cuda:1"}) {
+    const Outcome r =
+        lowbit_run(Words{"train", "--output", dir.path(), "--run", device, "--device", device, "--max-steps",
+                         "6", "--graph", "on", "--epochs", "2", "--quantizer", "lsq"} +
+                   tiny_model() + tiny_data() + four_bits());
+    ASSERT_EQ(r.code, 0) << r.err;
+  }
+  EXPECT_EQ(largest_difference(dir / "cuda:0/last.safetensors", dir / "cuda:1/last.safetensors"), 0);
 }
 
 /// Float products by the library, gradients as bf16 products: near the run on the CPU in every precision, and
 /// the same bits in a second run.
-TEST(DeviceCuda, LibrariesTrainInEveryPrecision) {
+TEST(DevicesCuda, LibrariesTrainInEveryPrecision) {
   if (!cuda_present()) GTEST_SKIP() << "no CUDA device";
   TempDir dir;
   const auto train = [&](const std::string& name, const Words& options) {

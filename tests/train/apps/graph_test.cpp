@@ -57,25 +57,27 @@ int count(const std::string& text, const std::string& what) {
   return n;
 }
 
-TEST(GraphCuda, ReplayedStepsEqualSteps) {
-  if (!cuda_present()) GTEST_SKIP() << "no CUDA device";
-  for (const Method& m : kMethods) {
-    SCOPED_TRACE(m.name);
-    TempDir dir;
-    for (const char* graph : {"off", "on"}) {
-      const Outcome r = lowbit_run(
-          Words{"train", "--output", dir.path(), "--run", graph, "--device", "cuda", "--graph", graph} +
-          m.data + changing_steps() + m.options);
-      ASSERT_EQ(r.code, 0) << r.err;
-      const std::string log = read_file(dir / graph + "/log.txt");
-      EXPECT_EQ(count(log, "captured as a graph"), graph == std::string("on") ? m.graphs : 0) << log;
-    }
-    for (const char* file : {"/last.safetensors", "/last.state"})
-      expect_equal_tensors(dir / "off" + file, dir / "on" + file);
-  }
-}
+class GraphCuda : public ::testing::TestWithParam<Method> {};
 
-TEST(GraphCuda, SaysWhyNot) {
+TEST_P(GraphCuda, ReplayedStepsEqualSteps) {
+  if (!cuda_present()) GTEST_SKIP() << "no CUDA device";
+  const Method& m = GetParam();
+  TempDir dir;
+  for (const char* graph : {"off", "on"}) {
+    const Outcome r = lowbit_run(
+        Words{"train", "--output", dir.path(), "--run", graph, "--device", "cuda", "--graph", graph} +
+        m.data + changing_steps() + m.options);
+    ASSERT_EQ(r.code, 0) << r.err;
+    const std::string log = read_file(dir / graph + "/log.txt");
+    EXPECT_EQ(count(log, "captured as a graph"), graph == std::string("on") ? m.graphs : 0) << log;
+  }
+  for (const char* file : {"/last.safetensors", "/last.state"})
+    expect_equal_tensors(dir / "off" + file, dir / "on" + file);
+}
+INSTANTIATE_TEST_SUITE_P(, GraphCuda, ::testing::ValuesIn(kMethods),
+                         [](const auto& method) { return std::string(method.param.name); });
+
+TEST(GraphsCuda, SaysWhyNot) {
   if (!cuda_present()) GTEST_SKIP() << "no CUDA device";
   TempDir dir;
   const Words run =

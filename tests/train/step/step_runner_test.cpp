@@ -26,7 +26,7 @@ namespace lowbit::test {
 namespace {
 
 const Device kGpu{Device::Kind::cuda, 0};
-constexpr int kSteps = 7;
+constexpr int kSteps = 7;  ///< three eager, one captured, three replayed
 
 Options with(std::initializer_list<std::pair<const char*, const char*>> settings) {
   Options o(*find_verb("train"));
@@ -42,7 +42,7 @@ struct Result {
 };
 
 /// Some steps with drop path, a rate that changes, clipping and a running average.
-Result train(std::unique_ptr<ImageModel> model, const Options& o, StepRunner::Mode mode) {
+Result train(std::unique_ptr<ImageModel> model, const Options& o, StepRunner::Mode mode, int steps = kSteps) {
   const ImageConfig& c = model->config();
   const Shape images{2, c.in_channels, c.image_size, c.image_size};
   quantize(*model, o);
@@ -67,7 +67,7 @@ Result train(std::unique_ptr<ImageModel> model, const Options& o, StepRunner::Mo
   Log log(quiet);
   StepRunner runner(mode, kGpu, true, log);
   Result r;
-  for (int k = 0; k < kSteps; ++k) {
+  for (int k = 0; k < steps; ++k) {
     x.copy_from(fill(str_cat("x", k), images, 0, 2));
     const int64_t classes[] = {k % c.classes, (k + 3) % c.classes};
     labels.copy_from(Tensor::from(std::span<const int64_t>(classes), {2}));
@@ -153,14 +153,14 @@ TEST(StepRunnerCuda, GraphsOfBatchNormAndRandomOrders) {
 }
 
 /// A step of DeiT-Tiny's blocks with 4-bit weights and activations: how many kernels a block takes, and the
-/// rest (docs/performance.md). Fewer tokens change nothing in it.
+/// rest (docs/performance.md). Width and tokens change nothing in it.
 TEST(StepRunnerCuda, LaunchesOfAFourBitStep) {
   if (!cuda_present() || !counts_device_calls()) GTEST_SKIP() << "no emulated CUDA device";
   for (const char* method : {"lsq", "vvtq"}) {
     const Options o = with({{"wbits", "4"}, {"abits", "4"}, {"quantizer", method}});
     int64_t kernels[2];
     for (const int64_t depth : {1, 2}) {
-      const DeviceCalls c = train(small_vit(depth, 192, 3), o, StepRunner::Mode::eager).calls.back();
+      const DeviceCalls c = train(small_vit(depth, 48), o, StepRunner::Mode::eager, 2).calls.back();
       kernels[depth - 1] = c.launches + c.copies;
     }
     const int64_t block = kernels[1] - kernels[0], rest = kernels[0] - block;
