@@ -134,10 +134,10 @@ class FloatEngine {
     const auto first = [&](const float* p, const Strides& to) {
       return p ? p + i.offset(to.batch) + row * to.row + k0 * to.k : nullptr;
     };
-    detail::pack_code_values({static_cast<const char*>(o.data) + at, o.dtype == DType::i8, o.stride.row,
-                              o.stride.k, float(o.shift), first(o.scale, s), s.row, s.k, first(o.offset, b),
-                              b.row, b.k},
-                             rows, k, dst, ld);
+    detail::pack_code_values(
+        {static_cast<const char*>(o.data) + at, o.dtype == DType::i8, o.stride.row, o.stride.k,
+         float(o.shift), first(o.scale, s), s.row, s.k, first(o.offset, b), b.row, b.k},
+        rows, k, dst, ld);
   }
 
   /// A row-major A is read in place unless its rows fall on few cache sets (a stride near a multiple of 4
