@@ -7,6 +7,7 @@
 # EMULATE compiles the kernels as C++ against tests/cuda_emulation and runs them on the CPU: tests without a GPU.
 
 option(LOWBIT_PTXAS_REPORT "print registers and spills of every kernel" OFF)
+option(LOWBIT_INSTALL_CUDA_LIBRARIES "cmake --install copies cuBLASLt, cuDNN and NCCL too: over a gigabyte" ON)
 set(LOWBIT_HAVE_CUDA OFF)
 set(LOWBIT_HAVE_NCCL OFF)
 set(LOWBIT_HAVE_CUDNN OFF)

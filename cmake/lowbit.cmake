@@ -168,7 +168,8 @@ function(lowbit_plugin program name)
   set_target_properties(${name} PROPERTIES LINKER_LANGUAGE CXX LIBRARY_OUTPUT_DIRECTORY $<TARGET_FILE_DIR:${program}>)
   set_target_properties(${program} PROPERTIES ENABLE_EXPORTS ON)
   add_dependencies(${program} ${name})
-  install(TARGETS ${name} LIBRARY DESTINATION ${CMAKE_INSTALL_BINDIR})
+  set_target_properties(${name} PROPERTIES INSTALL_RPATH "$ORIGIN")
+  install(TARGETS ${name} RUNTIME_DEPENDENCY_SET lowbit_needs LIBRARY DESTINATION ${CMAKE_INSTALL_BINDIR})
 endfunction()
 
 function(lowbit_program)
@@ -189,10 +190,25 @@ function(lowbit_program)
       lowbit_plugin(lowbit lowbit_mpi ${PROJECT_SOURCE_DIR}/train/dist/communicator_mpi.cpp)
       target_link_libraries(lowbit_mpi PRIVATE lowbit_flags MPI::MPI_CXX)
     endif()
-    # A folder that can be copied: the libraries beside the program come from it, the C library from the machine.
+    # A folder that can be copied: the libraries beside the program come from it; the C library, the driver and MPI, which
+    # knows its cluster, from the machine.
+    set(machine "^(ld-linux|lib(c|m|dl|rt|pthread))[-.]" "^lib(cuda|nvidia-.*)\\.so" "^lib(mpi|mpi_cxx|mpich)\\.so")
+    if(NOT LOWBIT_INSTALL_CUDA_LIBRARIES)
+      list(APPEND machine "^lib(cublas.*|cudnn.*|nccl)\\.so")
+    endif()
+    set(search)
+    if(CUDAToolkit_LIBRARY_DIR)
+      set(search DIRECTORIES ${CUDAToolkit_LIBRARY_DIR})
+    endif()
     set_target_properties(lowbit PROPERTIES INSTALL_RPATH "$ORIGIN")
     install(TARGETS lowbit RUNTIME_DEPENDENCY_SET lowbit_needs RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
-    install(RUNTIME_DEPENDENCY_SET lowbit_needs PRE_EXCLUDE_REGEXES "^(ld-linux|lib(c|m|dl|rt|pthread))[-.]"
+    install(RUNTIME_DEPENDENCY_SET lowbit_needs PRE_EXCLUDE_REGEXES ${machine} ${search}
             LIBRARY DESTINATION ${CMAKE_INSTALL_BINDIR})
+    if(LOWBIT_INSTALL_CUDA_LIBRARIES AND CUDNN_LIBRARY)  # libcudnn.so opens its parts itself
+      install(CODE "get_filename_component(folder \"${CUDNN_LIBRARY}\" DIRECTORY)
+        file(GLOB parts \"\${folder}/libcudnn_*.so.[0-9]\" \"\${folder}/libcudnn_*.so.[0-9][0-9]\")
+        file(INSTALL \${parts} DESTINATION \"\${CMAKE_INSTALL_PREFIX}/${CMAKE_INSTALL_BINDIR}\" TYPE SHARED_LIBRARY
+             FOLLOW_SYMLINK_CHAIN)")
+    endif()
   endif()
 endfunction()
