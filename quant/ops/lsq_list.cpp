@@ -39,14 +39,7 @@ void list_bwd_ruled(const LsqListBwdArgs& a) {
 }
 
 void list_bwd_cpu(const LsqListBwdArgs& a, Stream) {
-  switch (a.mask) {
-    case MaskRule::clip_then_round:
-      return list_bwd_ruled<MaskRule::clip_then_round>(a);
-    case MaskRule::round_then_clip:
-      return list_bwd_ruled<MaskRule::round_then_clip>(a);
-    case MaskRule::pass_through:
-      return list_bwd_ruled<MaskRule::pass_through>(a);
-  }
+  dispatch_mask(a.mask, [&](auto rule) { list_bwd_ruled<decltype(rule)::value>(a); });
 }
 
 }  // namespace

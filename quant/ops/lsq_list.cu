@@ -76,14 +76,7 @@ void list_bwd_ruled(const LsqListBwdArgs& a, Stream stream) {
 
 void list_bwd_cuda(const LsqListBwdArgs& a, Stream stream) {
   if (a.chunk_count == 0) return;
-  switch (a.mask) {
-    case MaskRule::clip_then_round:
-      return list_bwd_ruled<MaskRule::clip_then_round>(a, stream);
-    case MaskRule::round_then_clip:
-      return list_bwd_ruled<MaskRule::round_then_clip>(a, stream);
-    case MaskRule::pass_through:
-      return list_bwd_ruled<MaskRule::pass_through>(a, stream);
-  }
+  dispatch_mask(a.mask, [&](auto rule) { list_bwd_ruled<decltype(rule)::value>(a, stream); });
 }
 
 const CudaKernel<LsqListBwdArgs> bwd_registered(lsq_list_bwd, list_bwd_cuda);

@@ -27,8 +27,9 @@ enum class ErrorKind : uint8_t {
 
 class Error : public std::runtime_error {
  public:
+  /// `op` names what failed; empty where the text says it, as of an option.
   Error(ErrorKind k, std::string_view op, const std::string& text)
-      : std::runtime_error(std::string(op) + ": " + text), kind_(k) {}
+      : std::runtime_error(op.empty() ? text : std::string(op) + ": " + text), kind_(k) {}
   ErrorKind kind() const { return kind_; }
 
  private:

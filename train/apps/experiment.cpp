@@ -40,7 +40,7 @@ Experiment open_experiment(const Options& given, bool training, Log& log) {
   }
   e.data = open_data(o, model_plan(o, o.integer("num-classes")).config, training);
   const ModelPlan plan = model_plan(o, class_count(o, e.data, training, classes_in_file));
-  LOWBIT_CHECK(e.data.classes <= plan.config.classes, usage, "lowbit", "the data have ", e.data.classes,
+  LOWBIT_CHECK(e.data.classes <= plan.config.classes, usage, "", "the data have ", e.data.classes,
                " classes, the model ", plan.config.classes,
                training ? "; check --num-classes" : "; these weights belong to other data");
   e.model = plan.build(uint64_t(o.integer("seed")));

@@ -89,7 +89,7 @@ TransformOptions train_transform(const Options& o, const ImageConfig& c) {
   } else {
     t.geometry = Geometry::random_resized_crop;
     const std::vector<double> scale = o.reals("scale", 2), ratio = o.reals("ratio", 2);
-    LOWBIT_CHECK(scale[0] <= scale[1] && ratio[0] <= ratio[1], usage, "lowbit",
+    LOWBIT_CHECK(scale[0] <= scale[1] && ratio[0] <= ratio[1], usage, "",
                  "--scale and --ratio take two numbers LO,HI with LO <= HI");
     std::copy(scale.begin(), scale.end(), t.scale);
     std::copy(ratio.begin(), ratio.end(), t.ratio);
@@ -103,7 +103,7 @@ BatchAugmentOptions batch_augment(const Options& o, const ImageConfig& c) {
   BatchAugmentOptions b;
   b.mixup.mixup = o.real("mixup"), b.mixup.cutmix = o.real("cutmix");
   if (const std::vector<double> range = o.reals("cutmix-minmax"); !range.empty()) {
-    LOWBIT_CHECK(range.size() == 2 && range[0] < range[1], usage, "lowbit",
+    LOWBIT_CHECK(range.size() == 2 && range[0] < range[1], usage, "",
                  "--cutmix-minmax takes two numbers LO,HI with LO < HI");
     b.mixup.minmax = {range[0], range[1]};
   }
@@ -130,7 +130,7 @@ BatchAugmentOptions batch_augment(const Options& o, const ImageConfig& c) {
 bool finish_on_gpu(const Options& o) {
   const std::string& where = o.text("augment-device");
   const bool gpu = run_device(o).is_cuda();
-  LOWBIT_CHECK(gpu || where != "cuda", usage, "lowbit", "--augment-device cuda needs --device cuda");
+  LOWBIT_CHECK(gpu || where != "cuda", usage, "", "--augment-device cuda needs --device cuda");
   return gpu && where != "cpu";
 }
 
@@ -150,7 +150,7 @@ std::shared_ptr<const Dataset> training_images(const Options& o, const ImageConf
                                           image_form(o, b.on()));
   }
   LOWBIT_CHECK(
-      !b.on() && o.text("aa").empty(), usage, "lowbit",
+      !b.on() && o.text("aa").empty(), usage, "",
       "--soft-labels belong to stored crops as they are: no --mixup, --cutmix, --reprob, --aa with them");
   ReplayOptions r;
   r.crops = o.integer("crops"), r.size = int(c.image_size), r.classes = c.classes;
@@ -179,7 +179,7 @@ void open_synthetic(const Options& o, const ImageConfig& c, bool with_train, Dat
   const int64_t validation = o.integer("limit-val") > 0 ? o.integer("limit-val") : 256;
   LOWBIT_CHECK(
       !with_train || (!batch_augment(o, c).on() && o.text("soft-labels").empty() && o.text("aa").empty()),
-      usage, "lowbit",
+      usage, "",
       "--synthetic images are not augmented: leave out --aa, --mixup, --cutmix, --reprob and --soft-labels");
   if (with_train) d.train = std::make_shared<SyntheticDataset>(s);
   s.first = kSyntheticValidation, s.samples = validation;
@@ -212,7 +212,7 @@ DataSets open_data(const Options& o, const ImageConfig& c, bool with_train) {
   if (o.flag("synthetic")) {
     open_synthetic(o, c, with_train, d);
   } else {
-    LOWBIT_CHECK(!o.text("data").empty(), usage, "lowbit",
+    LOWBIT_CHECK(!o.text("data").empty(), usage, "",
                  "--data is required: a folder with train/<class>/<image> and val/<class>/<image>, or use "
                  "--synthetic");
     ImageList val = open_image_split(o.text("data"), o.text("val-split"));
@@ -230,8 +230,7 @@ DataSets open_data(const Options& o, const ImageConfig& c, bool with_train) {
                                            image_form(o, false));
   }
   if (d.train && o.integer("aug-repeats") > 0) {
-    LOWBIT_CHECK(o.integer("limit-train") == 0, usage, "lowbit",
-                 "--aug-repeats does not go with --limit-train");
+    LOWBIT_CHECK(o.integer("limit-train") == 0, usage, "", "--aug-repeats does not go with --limit-train");
     d.train_order = std::make_shared<RepeatedSampler>(d.train->size(), o.integer("aug-repeats"),
                                                       uint64_t(o.integer("seed")));
   } else if (d.train)

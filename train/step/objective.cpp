@@ -16,7 +16,7 @@ Objective::Objective(const Options& o, ImageModel& model, ImageModel* teacher)
       tokens_(teacher ? o.text("token-kd") : "none"),
       student_features_(model, maps_, tokens_ != "none"),
       teacher_features_(teacher ? *teacher : model, maps_, tokens_ != "none") {
-  LOWBIT_CHECK(!(maps_ || tokens_ != "none") || !o.flag("recompute"), usage, "lowbit",
+  LOWBIT_CHECK(!(maps_ || tokens_ != "none") || !o.flag("recompute"), usage, "",
                "--kd-mode 2, 3 and --token-kd compare what passes inside the blocks: not with --recompute");
 }
 

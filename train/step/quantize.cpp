@@ -103,7 +103,7 @@ void choose_decay(ImageModel& model, const Options& o) {
     try {
       exempt.emplace_back(pattern);
     } catch (const std::regex_error&) {
-      fail(ErrorKind::usage, "lowbit", "--decay-exempt: not a regular expression: " + pattern);
+      fail(ErrorKind::usage, "", "--decay-exempt: not a regular expression: " + pattern);
     }
   }
   for (const NamedParameter& p : model.parameters()) {

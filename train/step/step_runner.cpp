@@ -25,7 +25,7 @@ StepRunner::StepRunner(Mode mode, Device d, bool strict, Log& log, int warmup)
 
 void StepRunner::give_up(const std::string& why) {
   if (mode_ == Mode::eager) return;
-  LOWBIT_CHECK(!strict_, usage, "lowbit", "--graph on: ", why);
+  LOWBIT_CHECK(!strict_, usage, "", "--graph on: ", why);
   log_.info("the steps are not captured as a graph: " + why);
   mode_ = Mode::eager;
   reset();

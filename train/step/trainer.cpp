@@ -106,7 +106,7 @@ Trainer::Trainer(const Options& o, ImageModel& model, ImageModel* teacher, const
               o.text("graph") == "on", log),
       monitor_(model, o.flag("track-oscillation"), log),
       epochs_(int64_t(std::llround(schedule_.run_length()))) {
-  LOWBIT_CHECK(steps_of(pass_at(0)) > 0, usage, "lowbit",
+  LOWBIT_CHECK(steps_of(pass_at(0)) > 0, usage, "",
                "an epoch needs at least one step: lower --batch-size or --accumulate (got ",
                data.train_order->size(), " training images, batches of ", o.integer("batch-size"), ", ",
                sum_.micro_batches(), " a step)");
@@ -121,14 +121,14 @@ Trainer::Trainer(const Options& o, ImageModel& model, ImageModel* teacher, const
 
 /// What acts on quantized weights beside the optimizer.
 void Trainer::make_remedies() {
-  LOWBIT_CHECK(!o_.flag("bin-regularizer") || weight_regularizer(model_).defined(), usage, "lowbit",
+  LOWBIT_CHECK(!o_.flag("bin-regularizer") || weight_regularizer(model_).defined(), usage, "",
                "--bin-regularizer needs weights with LSQ quantizers (--wbits, --quantizer vvtq or lsq)");
   const bool dampened = o_.real("dampening") > 0 || o_.real("dampening-final") > 0;
-  LOWBIT_CHECK(!dampened || dampening_regularizer(model_).defined(), usage, "lowbit",
+  LOWBIT_CHECK(!dampened || dampening_regularizer(model_).defined(), usage, "",
                "--dampening needs weights with trained quantizers (--wbits, --quantizer vvtq, lsq or ofq)");
   if (o_.real("cga-range") > 0) {
     annealing_.emplace(model_, o_.real("cga-range"));
-    LOWBIT_CHECK(!annealing_->empty(), usage, "lowbit",
+    LOWBIT_CHECK(!annealing_->empty(), usage, "",
                  "--cga-range needs weights of 2 to 7 bits with a quantizer (--wbits)");
   }
   if (o_.real("freeze-threshold") > 0) {
@@ -136,7 +136,7 @@ void Trainer::make_remedies() {
     s.momentum = o_.real("freeze-momentum"), s.freeze_threshold = o_.real("freeze-threshold");
     freezing_.emplace(model_, s);
     LOWBIT_CHECK(
-        !freezing_->empty(), usage, "lowbit",
+        !freezing_->empty(), usage, "",
         "--freeze-threshold needs weights with trained scales (--wbits, --quantizer vvtq, lsq or lsq+, "
         "without --fixed-scale)");
   }

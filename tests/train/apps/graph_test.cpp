@@ -89,7 +89,7 @@ TEST(GraphsCuda, SaysWhyNot) {
       count(read_file(dir / "auto" + "/log.txt"), "the steps are not captured as a graph: --learn-bits"), 1);
   const Outcome strict = lowbit_run(run + Words{"--run", "on", "--graph", "on"});
   EXPECT_EQ(strict.code, 2);
-  EXPECT_EQ(strict.complaint(), "lowbit: --graph on: --learn-bits: the host reads the widths in every step");
+  EXPECT_EQ(strict.complaint(), "--graph on: --learn-bits: the host reads the widths in every step");
 }
 
 }  // namespace
