@@ -25,7 +25,8 @@ IterativeFreezing::IterativeFreezing(Module& model, const OscillationSettings& s
   for (const NamedParameter& p : model.parameters()) weights[p.name] = p.parameter->var;
   for (const auto& [slot, q] : quantizers(model)) {
     const auto w = weights.find(slot);
-    if (w == weights.end() || q->bits() < 2 || q->trained_scale(w->second.data()).factors.empty()) continue;
+    if (w == weights.end() || q->bits() < 2 || !q->trained_scale(w->second.data()).factors.defined())
+      continue;
     layers_.push_back({slot, q, w->second, OscillationTracker(s), {}});
   }
 }
@@ -71,13 +72,11 @@ void IterativeFreezing::before_update() {
     const Coded c = weight_codes(*l.quantizer, l.weight);
     const GroupLayout g = layout_of(w, c, l.name);
     const int64_t rows = g.outer * g.groups;
-    const Tensor index = Tensor::from(std::span<const int64_t>(s.index), {g.groups}, w.device()),
-                 factor = Tensor::from(std::span<const float>(s.factors), {g.groups}, w.device());
     Tensor work = Tensor::empty({rows + g.groups}, DType::f64, w.device()), ds = s.scale.grad();
     freeze_gradient({gradient.data<float>(), w.data_const<float>(), c.scale.data_const<float>(),
-                     l.held.data_const<uint8_t>(), factor.data_const<float>(), index.data_const<int64_t>(),
-                     ds.defined() ? ds.data<float>() : nullptr, work.data<double>(), rows, g.groups, g.inner,
-                     ds.defined() ? ds.numel() : 0},
+                     l.held.data_const<uint8_t>(), s.factors.data_const<float>(),
+                     s.index.data_const<int64_t>(), ds.defined() ? ds.data<float>() : nullptr,
+                     work.data<double>(), rows, g.groups, g.inner, ds.defined() ? ds.numel() : 0},
                     w.device());
   }
 }

@@ -139,15 +139,12 @@ Tensor LsqQuantizer::grad_scale(const Variable& v) const {
   return constant(std::span<const float>(factors), {int64_t(factors.size())}, v.device());
 }
 
-std::vector<float> LsqQuantizer::gradient_factors(const Variable& v) const {
-  return grad_scale(v).to_vector<float>();
-}
-
 Quantizer::TrainedScale LsqQuantizer::trained_scale(const Tensor& x) const {
   if (!alpha_.requires_grad()) return {};
-  TrainedScale s{alpha_, {}, gradient_factors(Variable(x))};
-  for (const int n : group_bits()) s.index.push_back(n - kMinBits);
-  return s;
+  std::vector<int64_t> index;
+  for (const int n : group_bits()) index.push_back(n - kMinBits);
+  return {alpha_, constant(std::span<const int64_t>(index), {int64_t(index.size())}, x.device()),
+          grad_scale(Variable(x))};
 }
 
 bool LsqQuantizer::listable(bool of_weight) const {

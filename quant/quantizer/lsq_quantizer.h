@@ -73,8 +73,8 @@ class LsqQuantizer final : public Quantizer {
   /// Null: computes everything itself. `made` must live until then.
   void use(const LsqPrepared* made) { made_ = made; }
   const Variable& alpha() const { return alpha_; }  ///< the scales of all bit-widths
-  /// dα/d(sum): what the scale's gradient is multiplied by for this input, per group.
-  std::vector<float> gradient_factors(const Variable& v) const;  ///< asks for the values where these matter
+  /// dα/d(sum): what the scale's gradient is multiplied by for this input, f32 [groups].
+  Tensor grad_scale(const Variable& v) const;
 
  protected:
   void on_state(QuantState from, QuantState to) override;
@@ -82,7 +82,6 @@ class LsqQuantizer final : public Quantizer {
  private:
   void clamp_bits();
   double numel_factor(int64_t numel, int highest) const;
-  Tensor grad_scale(const Variable& v) const;
   std::vector<int> group_bits() const;
   ScaleFit initial(const Tensor& v, int bits) const;
   LsqSettings settings() const;

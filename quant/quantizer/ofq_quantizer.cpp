@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 
 #include "autograd/core/node.h"
 #include "autograd/ops/broadcast.h"
@@ -137,9 +138,12 @@ bool OfqQuantizer::shifts_inside() const {
 
 Quantizer::TrainedScale OfqQuantizer::trained_scale(const Tensor& x) const {
   if (!s_.requires_grad()) return {};
-  TrainedScale s{s_, {}, std::vector<float>(size_t(s_.numel()), float(gradient_factor(Variable(x))))};
-  for (int64_t g = 0; g < s_.numel(); ++g) s.index.push_back(g);
-  return s;
+  const Shape groups{s_.numel()};
+  std::vector<int64_t> index(size_t(s_.numel()));
+  std::iota(index.begin(), index.end(), 0);
+  const std::vector<float> factors(index.size(), float(gradient_factor(Variable(x))));
+  return {s_, constant(std::span<const int64_t>(index), groups, x.device()),
+          constant(std::span<const float>(factors), groups, x.device())};
 }
 
 Variable OfqQuantizer::fake_quant(const Variable& x) {

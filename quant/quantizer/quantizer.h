@@ -29,11 +29,10 @@ class Quantizer : public Module, public Transform {
   virtual void set_scale(const Tensor& s) = 0;              ///< search methods write here
   virtual double clipped_share(const Tensor& x) const = 0;  ///< share of values outside the levels
   /// The parameter with the scales of x's groups: group g has scale[index[g]], whose gradient is multiplied
-  /// by factors[g]. No factors where no scale is trained.
+  /// by factors[g]. Undefined where no scale is trained.
   struct TrainedScale {
     Variable scale;
-    std::vector<int64_t> index;
-    std::vector<float> factors;
+    Tensor index, factors;  ///< i64 and f32 [groups] on the device of x
   };
   virtual TrainedScale trained_scale(const Tensor& /*x*/) const { return {}; }
   virtual int bits() const { return spec_.bits; }  ///< now; differs from spec for learned bits

@@ -75,7 +75,9 @@ TEST(Freezing, HoldsWeightsAndGivesScalesTheGradientOfAConstant) {
       const Coded c = weight_codes(*quantizers(t.box).begin()->second, t.weight());
       const Quantizer::TrainedScale trained =
           quantizers(t.box).begin()->second->trained_scale(t.weight().data());
-      const std::vector<float> scale = c.scale.to_vector<float>();
+      const std::vector<int64_t> index = trained.index.to_vector<int64_t>();
+      const std::vector<float> scale = c.scale.to_vector<float>(),
+                               factors = trained.factors.to_vector<float>();
       t.freezing->before_update();
       const std::vector<float> after = t.scale().grad().to_vector<float>(),
                                cleared = t.weight().grad().to_vector<float>();
@@ -87,8 +89,7 @@ TEST(Freezing, HoldsWeightsAndGivesScalesTheGradientOfAConstant) {
         ASSERT_EQ(cleared[i], 0);
         ++held;
         const size_t k = scale.size() == 1 ? 0 : i / 70;
-        expected[size_t(trained.index[k])] +=
-            double(trained.factors[k]) * double(g[i]) * double(w[i] / scale[k]);
+        expected[size_t(index[k])] += double(factors[k]) * double(g[i]) * double(w[i] / scale[k]);
       }
       EXPECT_EQ(held > 0, any);
       for (size_t j = 0; j < after.size(); ++j)

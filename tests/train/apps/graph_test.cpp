@@ -29,6 +29,9 @@ const Method kMethods[] = {
     {"one_bit", tiny_model() + Words{"--wbits", "1", "--abits", "1", "--calibration-images", "8"}},
     {"sgd", tiny_model() + four_bits() + Words{"--quantizer", "lsq+", "--opt", "sgd", "--accumulate", "2"}, 1,
      tiny_data(48, 4)},
+    {"frozen", tiny_model() + four_bits() +
+                   Words{"--quantizer", "lsq", "--lr", "2e-2", "--freeze-threshold", "0.2",
+                         "--freeze-momentum", "0.5", "--dampening", "0.05", "--dampening-final", "0.1"}},
     {"mixed",
      tiny_model() + Words{"--mixup", "0.8", "--cutmix", "1", "--mixup-mode", "elem"},
      1,
