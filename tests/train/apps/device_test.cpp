@@ -20,6 +20,7 @@ struct Method {
   const char* name;
   Words options;
 };
+void PrintTo(const Method& m, std::ostream* out) { *out << m.name; }
 const Method kMethods[] = {
     {"float", {"--model-ema", "--clip-grad", "1"}},
     {"lsq", four_bits() + Words{"--quantizer", "lsq", "--drop-path", "0.2"}},

@@ -15,6 +15,7 @@ struct Method {
   int graphs = 1;  ///< phases of the run that last long enough
   Words data = tiny_data(24, 4);
 };
+void PrintTo(const Method& m, std::ostream* out) { *out << m.name; }
 
 const Method kMethods[] = {
     {"float", tiny_model() + Words{"--model-ema", "--clip-grad", "1", "--drop", "0.1"}},
