@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <cinttypes>
 #include <cmath>
 
 #include "autograd/core/node.h"
@@ -102,14 +103,24 @@ double local_tolerance(double margin, int bits) { return margin > 1e-6 ? 1e-4 : 
 
 constexpr double kClose = 1e-4, kSameL2 = 1e-5, kSameSize = 1e-6;
 
+/// What decides the blocks of full_swin_t_qkr_w8a8 where our sums round as those of AVX2 do: values of M, of
+/// which a block has up to 14 million. Found by the disabled test below, which prints them.
+const std::vector<KnownTie> kKnownTies = {
+    {"features.5.3.attn.qk.weight", 301513, 0.00510803098F},
+    {"features.7.0.attn.qk.weight", 2877543, -0.00677968282F},
+    {"features.7.0.attn.qk.weight", 4764449, 0.00492665591F},
+    {"features.7.0.attn.qk.weight", 5761106, 0.00377161871F},
+    {"features.7.1.attn.qk.weight", 9636958, -0.0118045518F},
+    {"features.7.1.attn.qk.weight", 10203905, -0.00455719698F},
+};
+
 /// At 8 bits dozens of values of a block lie next to a boundary, too many to resolve all.
 bool is_fine(const Json& s) { return s.at("abits").get<int>() >= 8; }
 
 /// Every block alone. Where ties cost more than the file allows for one, they are moved until it is within
 /// kClose, at 8 bits until it is what the file allows; those of weights stay moved, those of this input do
-/// not.
-void check_blocks(TieNetwork& net, const GoldenFile& g, const std::string& name, const Json& s,
-                  bool resolve) {
+/// not. Where the search may not go on to its end, a block that it gave up is only held to a tenth.
+void check_blocks(TieNetwork& net, const GoldenFile& g, const std::string& name, const Json& s) {
   size_t moved = 0, beyond = 0;
   const bool fine = is_fine(s);
   for (const auto& [block, local] : s.at("local").items()) {
@@ -127,9 +138,8 @@ void check_blocks(TieNetwork& net, const GoldenFile& g, const std::string& name,
     const double before = run().worst, norm = rms(y) * std::sqrt(double(y.numel()));
     EXPECT_NEAR(norm / g.tensor(at + "/norm").item<float>(), 1, tolerance);
     beyond += before > tolerance;
-    if (before > tolerance && !resolve) {
-      EXPECT_LE(before, 0.1);
-    } else if (before > tolerance) {
+    const size_t earlier = net.moved();
+    if (before > tolerance) {
       // Every tie that is moved back takes its share from the sum of squares; at 8 bits there are too many to
       // find all.
       const auto error = [&] {
@@ -137,12 +147,18 @@ void check_blocks(TieNetwork& net, const GoldenFile& g, const std::string& name,
         if (!fine) return d.l2 / kSameL2;
         return d.worst <= tolerance ? 0 : std::max(d.l2 / kSameL2, 1.01);
       };
-      net.resolve(
+      const bool found = net.resolve(
           error, [] { return 0; }, [] { return INT64_MAX; });
-      EXPECT_LE(run().worst, fine ? tolerance : kClose);
+      const bool gave_up = !found && net.evaluations < INT64_MAX;
+      if (gave_up) std::printf("%s: not resolved in %" PRId64 " trials\n", at.c_str(), net.evaluations);
+      EXPECT_LE(run().worst, gave_up ? 0.1 : fine ? tolerance : kClose);
     }
+    moved += net.moved() - earlier;
     for (const auto& breaker : net.breakers) {
-      for (TieBreaker::Call& call : breaker->calls) moved += call.moved.size();
+      for (const TieBreaker::Call& call : breaker->calls)
+        for (const auto& [i, tie] : call.moved)
+          if (fine && net.known.empty())
+            std::printf("{\"%s\", %" PRId64 ", %.9gF},\n", breaker->slot.c_str(), i, double(tie.level));
       if (!breaker->slot.ends_with(".weight")) breaker->calls.clear();
     }
   }
@@ -224,10 +240,10 @@ void check_network(TieNetwork& net, const GoldenFile& g, const std::string& name
   check(scale(add(heads.cls, heads.dist), 0.5), "eval_logits");
 }
 
-/// unresolved: blocks as they are, where resolving their ties takes too long.
-enum class Part { unresolved, blocks, both };
+enum class Part { blocks, both };
 
-void check_full(const std::string& file, Part part) {
+void check_full(const std::string& file, Part part, const std::vector<KnownTie>& known = {},
+                int64_t evaluations = INT64_MAX) {
   LOWBIT_GOLDEN_OR_SKIP(path, file);
   const GoldenFile g(path);
   const NoGrad off;
@@ -236,7 +252,8 @@ void check_full(const std::string& file, Part part) {
     TieNetwork net = published_network(s);
     (void)(*net.quantized)(Variable(fill_expression(s.at("init_input"))));
     check_scales(net, g, name);
-    check_blocks(net, g, name, s, part != Part::unresolved);
+    net.known = known, net.evaluations = evaluations;
+    check_blocks(net, g, name, s);
     if (part == Part::both) check_network(net, g, name, s);
   }
 }
@@ -249,8 +266,11 @@ TEST(OfqGolden, FullDeitSmallW2A2) { check_full("ofq/full_deit_s_qkr_w2a2.safete
 TEST(OfqGolden, FullDeitSmallW3A3) { check_full("ofq/full_deit_s_qkr_w3a3.safetensors", Part::both); }
 TEST(OfqGolden, FullSwinTinyW2A2) { check_full("ofq/full_swin_t_qkr_w2a2.safetensors", Part::both); }
 TEST(OfqGolden, FullSwinTinyW3A3) { check_full("ofq/full_swin_t_qkr_w3a3.safetensors", Part::blocks); }
-TEST(OfqGolden, FullSwinTinyW8A8) { check_full("ofq/full_swin_t_qkr_w8a8.safetensors", Part::unresolved); }
-/// Twelve minutes: by hand, with --gtest_also_run_disabled_tests.
+/// A search without the known ties takes nine minutes, of which these trials are about one.
+TEST(OfqGolden, FullSwinTinyW8A8) {
+  check_full("ofq/full_swin_t_qkr_w8a8.safetensors", Part::blocks, kKnownTies, 400);
+}
+/// By hand, with --gtest_also_run_disabled_tests.
 TEST(OfqGolden, DISABLED_FullSwinTinyW8A8WithTies) {
   check_full("ofq/full_swin_t_qkr_w8a8.safetensors", Part::blocks);
 }

@@ -37,12 +37,13 @@ struct TieBreaker final : Transform {
   struct Tie {
     float band;  ///< relative to the root mean square; near ones are the likelier
     int64_t index;
-    float step;  ///< to the other level
+    float step;   ///< that takes the value to the other level
+    float level;  ///< that one
   };
   struct Call {  ///< one use in a forward pass
     int64_t time = 0;
     std::vector<Tie> found;
-    std::map<int64_t, float> moved;  ///< the ties that take the other level: index and step
+    std::map<int64_t, Tie> moved;  ///< the ties that take the other level, by index
   };
   std::string slot;
   Quantizer* quantizer = nullptr;
@@ -58,7 +59,7 @@ struct TieBreaker final : Transform {
     if (!watch && call.moved.empty()) return quantizer->apply(x);
     std::vector<float> v = x.data().to_vector<float>();
     if (watch) find(call, v, x.shape());
-    for (const auto& [i, step] : call.moved) v[size_t(i)] += step;
+    for (const auto& [i, tie] : call.moved) v[size_t(i)] += tie.step;
     return quantizer->apply(call.moved.empty() ? x : Variable(Tensor::from(v, x.shape())));
   }
 
@@ -83,10 +84,21 @@ struct TieBreaker final : Transform {
       // A scale that is computed from the values moves with them a little; a level is much more.
       for (size_t i = 0; i < v.size(); ++i)
         if (std::fabs(up[i] - down[i]) > 1e-3F * (std::fabs(up[i]) + std::fabs(down[i])) &&
-            known.insert(int64_t(i)).second)
-          call.found.push_back(
-              {band, int64_t(i), std::fabs(up[i] - y[i]) > std::fabs(down[i] - y[i]) ? step : -step});
+            known.insert(int64_t(i)).second) {
+          const bool above = std::fabs(up[i] - y[i]) > std::fabs(down[i] - y[i]);
+          call.found.push_back({band, int64_t(i), above ? step : -step, above ? up[i] : down[i]});
+        }
     }
+  }
+};
+
+/// A tie whose level in the reference is known from an earlier search.
+struct KnownTie {
+  std::string slot;
+  int64_t index;
+  float level;
+  bool operator==(const KnownTie& o) const {
+    return slot == o.slot && index == o.index && std::fabs(level - o.level) <= 1e-6F * std::fabs(level);
   }
 };
 
@@ -99,6 +111,8 @@ struct TieNetwork {
   std::vector<std::string> blocks;  ///< modules in the order of their calls
   size_t depth;
   Clock clock;
+  std::vector<KnownTie> known;      ///< resolve() moves these first
+  int64_t evaluations = INT64_MAX;  ///< of the error by one resolve()
 
   TieNetwork(std::unique_ptr<ImageModel> q, std::unique_ptr<ImageModel> t, std::vector<std::string> names)
       : quantized(std::move(q)), twin(std::move(t)), blocks(std::move(names)), depth(blocks.size()) {
@@ -143,16 +157,18 @@ struct TieNetwork {
   }
 
   /// Moves ties until error() ≤ 1 or nothing helps. error() runs a part of the network; ties that came in
-  /// [from(), to()) of its time count. The nearest are tried first, each alone; then those that lowered the
-  /// error by a fiftieth together, the best first, as long as each does so again.
+  /// [from(), to()) of its time count. The known ones come first, then the nearest, each alone; then those
+  /// that lowered the error by a fiftieth together, the best first, as long as each does so again.
   bool resolve(const std::function<double()>& error, const std::function<int64_t()>& from,
                const std::function<int64_t()>& to) {
     double now = error();
-    for (bool better = true; better && now > 1;) {
+    int64_t left = evaluations;
+    for (bool better = true, first = true; better && now > 1; first = false) {
       better = false;
       clock.watch_from = from();
       now = error();
       clock.watch_from = INT64_MAX;
+      if (first && move_known()) now = error();
       for (const float band : TieBreaker::kBands) {
         struct Candidate {
           double error;
@@ -166,7 +182,8 @@ struct TieNetwork {
               for (const TieBreaker::Tie& t : c.found)
                 if (t.band == band && !c.moved.count(t.index)) candidates.push_back({0, &c, &t});
         for (Candidate& c : candidates) {
-          c.call->moved.emplace(c.tie->index, c.tie->step);
+          if (now <= 1 || --left < 0) return now <= 1;
+          c.call->moved.emplace(c.tie->index, *c.tie);
           c.error = error();
           if (c.error <= 1) return true;
           c.call->moved.erase(c.tie->index);
@@ -175,7 +192,7 @@ struct TieNetwork {
                          [](const Candidate& a, const Candidate& b) { return a.error < b.error; });
         for (const Candidate& c : candidates) {
           if (now <= 1 || c.error > 0.98 * now) break;
-          c.call->moved.emplace(c.tie->index, c.tie->step);
+          c.call->moved.emplace(c.tie->index, *c.tie);
           if (const double after = error(); after < 0.98 * now)
             now = after, better = true;
           else
@@ -186,6 +203,18 @@ struct TieNetwork {
       now = error();
     }
     return now <= 1;
+  }
+
+  /// Moves those of the ties found that are known; whether there were any.
+  bool move_known() {
+    bool any = false;
+    for (const auto& b : breakers)
+      for (TieBreaker::Call& c : b->calls)
+        for (const TieBreaker::Tie& t : c.found)
+          if (b->next > 0 &&
+              std::find(known.begin(), known.end(), KnownTie{b->slot, t.index, t.level}) != known.end())
+            any |= c.moved.emplace(t.index, t).second;
+    return any;
   }
 
   /// One block alone; where it is given no block is called twice, and the walk need not begin at the images
