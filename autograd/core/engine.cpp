@@ -107,6 +107,11 @@ bool can_replay(const Variable& x) {
   const std::shared_ptr<Node>& producer = x.meta()->producer;
   return producer && producer->replays();
 }
+bool rows_sum_to_one(const Variable& x) {
+  const std::shared_ptr<Node>& producer = x.meta()->producer;
+  return producer && producer->rows_sum_to_one();
+}
+
 void SavedValue::set(const Variable& x) {
   if (can_replay(x))
     producer_ = x.meta()->producer;

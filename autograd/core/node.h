@@ -84,6 +84,8 @@ class Node {
   /// cheap.
   virtual bool replays() const { return false; }
   virtual Tensor replay() const { return {}; }
+  /// Whether every row of the output adds up to one, up to rounding.
+  virtual bool rows_sum_to_one() const { return false; }
   virtual std::vector<Tensor> saved() const = 0;  ///< everything kept for backward, for the memory report
   uint64_t seq = 0;                               ///< creation order, a topological order
   std::vector<std::shared_ptr<GradMeta>> inputs;
@@ -103,6 +105,9 @@ bool may_defer();
 
 /// Whether the value's producer can make it again (Node::replay).
 bool can_replay(const Variable& x);
+
+/// Whether the rows of the value are known to add up to one. Where nothing is recorded nothing is known.
+bool rows_sum_to_one(const Variable& x);
 
 /// True when a node for these inputs would be kept; ops skip building one otherwise.
 bool needs_grad(std::initializer_list<Variable> inputs);

@@ -8,10 +8,11 @@
 
 namespace lowbit {
 
-/// Attention scores of codes: factor · q · kᵀ of every head, on integers.   q [B, H or 1, N, D], k [B, H, M,
-/// D]
+/// Attention scores of codes: factor · q · kᵀ of every head, on integers, plus the bias where there is one.
+/// q [B, H or 1, N, D]; k [B, H, M, D]; bias [R, H, N, M]
 struct DeferredScores final : Deferred {
   Coded q, k;
+  Tensor bias;
   double factor = 1;
   Tensor values() const override;
 };

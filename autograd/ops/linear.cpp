@@ -110,23 +110,34 @@ struct MatmulNode final : Node {
   std::vector<Tensor> saved() const override { return {a.peek(), b.peek()}; }
 };
 
-/// factor · q · kᵀ of every head: [B, H, N, M].
-Tensor scores_forward(const Operand& q, const Operand& k, double factor) {
+/// [B, H, N, M] seen as [B / R, R, H, N, M], for a bias [R, H, N, M].
+Tensor by_bias(const Tensor& y, const Shape& bias) {
+  return y.reshape({y.size(0) / bias[0], bias[0], bias[1], bias[2], bias[3]});
+}
+
+/// factor · q · kᵀ of every head, plus the bias: [B, H, N, M].
+Tensor scores_forward(const Operand& q, const Operand& k, double factor, const Tensor& bias) {
   const Tensor &a = q.values(), &b = k.values();
   Tensor y = Tensor::empty({b.size(0), b.size(1), a.size(2), b.size(2)}, q.result(), a.device());
   product_nt(y, q.input(), k.input(), {}, factor);
+  if (!bias.defined() || y.numel() == 0) return y;
+  Tensor to = by_bias(y, bias.shape());
+  accumulate({to.mutable_view(), bias.unsqueeze(0).expand(to.shape()).view()}, y.device());
   return y;
 }
 
 struct ScoresNode final : Node {
   SavedOperand q, k;  // [B, H, N, D], [B, H, M, D]; [B, 1, N, D] for shared queries
+  Saved bias;         // where the product replays
+  Shape bias_shape;
   int64_t heads = 1;
   double factor = 1;
   bool shared = false, integers = false;
   const char* name() const override { return "attention_scores"; }
   bool replays() const override { return integers; }
   Tensor replay() const override {
-    return scores_forward(q.operand(name(), 0), k.operand(name(), 1), factor);
+    return scores_forward(q.operand(name(), 0), k.operand(name(), 1), factor,
+                          bias.defined() ? bias.get(name(), 2) : Tensor{});
   }
   void backward(const Tensor& gy, GradSink& gx) override {
     if (gx.wants(0)) gx.add(0, shared ? shared_query_gradient(gy, gx.alloc(0)) : query_gradient(gy, gx));
@@ -135,6 +146,7 @@ struct ScoresNode final : Node {
       gradient_product(window, GemmInput(gy).t(), q.get(name(), 0), factor);
       gx.add(1, dk);
     }
+    if (gx.wants(2)) gx.add(2, reduce_to(by_bias(gy, bias_shape), bias_shape));
   }
   Tensor query_gradient(const Tensor& gy, GradSink& gx) const {
     Tensor dq = gx.alloc(0), window = by_heads(dq, heads);
@@ -154,8 +166,8 @@ struct ScoresNode final : Node {
     }
     return dq;
   }
-  void release() override { q.release(), k.release(); }
-  std::vector<Tensor> saved() const override { return {q.peek(), k.peek()}; }
+  void release() override { q.release(), k.release(), bias.release(); }
+  std::vector<Tensor> saved() const override { return {q.peek(), k.peek(), bias.peek()}; }
 };
 
 /// p · v of every head, merged: [B, N, H·D].
@@ -205,7 +217,7 @@ struct ContextNode final : Node {
 
 }  // namespace
 
-Tensor DeferredScores::values() const { return scores_forward({{}, q}, {{}, k}, factor); }
+Tensor DeferredScores::values() const { return scores_forward({{}, q}, {{}, k}, factor, bias); }
 
 Variable linear(const Variable& x, const Variable& w, const Variable& b) {
   LOWBIT_CHECK(x.ndim() >= 1 && w.ndim() == 2 && x.size(-1) == w.size(1), shape, "linear",
@@ -249,27 +261,39 @@ Variable matmul(const Variable& a, const Variable& b) {
   return record(std::move(y), std::move(node), {a, b});
 }
 
-Variable attention_scores(const Variable& q, const Variable& k, int64_t heads, double factor) {
+Variable attention_scores(const Variable& q, const Variable& k, int64_t heads, double factor,
+                          const Variable& bias) {
   const bool shared = k.ndim() == 4;
   LOWBIT_CHECK(q.ndim() == 3 && q.size(0) == k.size(0) && q.size(-1) == k.size(-1) && heads > 0 &&
                    (shared ? k.size(1) == heads : k.ndim() == 3 && q.size(2) % heads == 0),
                shape, "attention_scores",
                "q and k must be [B, N, C] with heads dividing C, or k [B, heads, N, C] (got q=", q.str(),
                ", k=", k.str(), ", heads=", heads, ")");
+  const Shape shape{q.size(0), heads, q.size(1), k.size(-2)};
+  LOWBIT_CHECK(
+      !bias.defined() || (bias.ndim() == 4 && bias.size(0) > 0 && shape[0] % bias.size(0) == 0 &&
+                          bias.size(1) == heads && bias.size(2) == shape[2] && bias.size(3) == shape[3]),
+      shape, "attention_scores", "bias must be [R, heads, N, M] with R dividing B (got bias=", bias.str(),
+      ", scores=", shape.str(), ")");
+  LOWBIT_CHECK(!bias.defined() || bias.dtype() == q.dtype(), dtype, "attention_scores",
+               "bias must have the dtype of q (got bias=", bias.str(), ", q=", q.str(), ")");
   const Operand qi = activation(shared ? by_heads(q, 1) : by_heads(q, heads)),
                 ki = activation(shared ? operand(k) : by_heads(k, heads));
   const bool integers = on_integers(qi.input(), ki.input());
+  const Tensor added = bias.defined() ? bias.data().packed() : Tensor{};
   std::shared_ptr<ScoresNode> node;
-  if (needs_grad({q, k})) {
+  if (needs_grad({q, k, bias})) {
     node = std::make_shared<ScoresNode>();
     node->q.set(qi), node->k.set(ki), node->heads = heads, node->factor = factor, node->shared = shared;
     node->integers = integers;
+    if (bias.defined()) node->bias_shape = bias.shape();
+    if (bias.defined() && integers) node->bias.set(added);
   }
-  if (!integers || !may_defer()) return record(scores_forward(qi, ki, factor), std::move(node), {q, k});
+  if (!integers || !may_defer())
+    return record(scores_forward(qi, ki, factor, added), std::move(node), {q, k, bias});
   auto later = std::make_shared<DeferredScores>();
-  later->q = qi.codes, later->k = ki.codes, later->factor = factor;
-  const Shape shape{q.size(0), heads, q.size(1), k.size(-2)};
-  return record(std::move(later), shape, q.device(), std::move(node), {q, k});
+  later->q = qi.codes, later->k = ki.codes, later->factor = factor, later->bias = added;
+  return record(std::move(later), shape, q.device(), std::move(node), {q, k, bias});
 }
 
 Variable attention_context(const Variable& p, const Variable& v, int64_t heads) {

@@ -5,9 +5,9 @@
 
 #include <cstdint>
 
-namespace lowbit {
+#include "autograd/core/variable.h"
 
-class Variable;
+namespace lowbit {
 
 /// y = x · wᵀ + b
 /// Shapes  x [..., K]; w [N, K]; b [N] or undefined; y [..., N]
@@ -27,8 +27,11 @@ Variable matmul(const Variable& a, const Variable& b);
 ///          y[b,h,n,m] = factor · Σ_d q[b,n,hD+d] · k[b,m,hD+d]
 ///          or k [B, H, M, C], and q [B, N, C] is the query of all heads:
 ///          y[b,h,n,m] = factor · Σ_c q[b,n,c] · k[b,h,m,c]
-/// Grad    dq = factor · gy · k;  dk = factor · gyᵀ · q
-Variable attention_scores(const Variable& q, const Variable& k, int64_t heads, double factor);
+///          bias [R, H, N, M] or undefined, R dividing B: bias[b mod R] is added, as for the windows of images
+/// Grad    dq = factor · gy · k;  dk = factor · gyᵀ · q;  dbias = Σ gy over the samples that share it
+/// Errors  shape, dtype
+Variable attention_scores(const Variable& q, const Variable& k, int64_t heads, double factor,
+                          const Variable& bias = {});
 
 /// Shapes  p [B, H, N, M]; v [B, M, H·D]; y [B, N, H·D]      y[b,n,hD+d] = Σ_m p[b,h,n,m] · v[b,m,hD+d]
 /// Grad    dp = gy · vᵀ;  dv = pᵀ · gy

@@ -50,6 +50,7 @@ struct SoftmaxNode final : Node {
     gx.add(0, dx);
   }
   bool replays() const override { return from_x; }
+  bool rows_sum_to_one() const override { return forward == &softmax_fwd; }
   Tensor replay() const override {
     if (!from_x) return y.get(op, 0);
     if (!again.defined()) again = x.get(op, 0), forward_into(*forward, again, again);

@@ -2,7 +2,6 @@
 
 #include <cmath>
 
-#include "autograd/ops/broadcast.h"
 #include "autograd/ops/dropout.h"
 #include "autograd/ops/embedding.h"
 #include "autograd/ops/linear.h"
@@ -60,14 +59,14 @@ Attention::Attention(const Options& o, Generator& g)
 }
 
 /// [B, H, N, N] before softmax.
-Variable Attention::reparameterized_scores(const Variable& t, double factor) {
+Variable Attention::reparameterized_scores(const Variable& t, double factor, const Variable& bias) {
   const int64_t c = options_.width, h = options_.heads, d = c / h, b = t.size(0), n = t.size(1);
   const Variable wq = reshape(projections_.q->raw_weight(), {h, d, c}),
                  wk = reshape(projections_.k->raw_weight(), {h, d, c});
   const Variable fused = reshape(matmul(permute(wq, {0, 2, 1}), wk), {h * c, c});
   const Variable z = linear(t, (*projections_.fused_slot)(fused), {});  // [B, N, H·C]
   const Variable keys = permute(reshape(z, {b, n, h, c}), {0, 2, 1, 3});
-  return attention_scores(t, (*projections_.qkx_slot)(keys), h, factor);
+  return attention_scores(t, (*projections_.qkx_slot)(keys), h, factor, bias);
 }
 
 Variable Attention::operator()(const Variable& x, const AttentionUse& use) {
@@ -83,7 +82,7 @@ Variable Attention::operator()(const Variable& x, const AttentionUse& use) {
   if (options_.qk_reparam) {
     LOWBIT_CHECK(use.groups == 1 && !use.order.defined(), value, "attention",
                  "qk_reparam attends over all tokens in their order (got groups=", use.groups, ")");
-    scores = reparameterized_scores(t, factor), v = (*l.v)(t);
+    scores = reparameterized_scores(t, factor, use.bias), v = (*l.v)(t);
   } else {
     Variable q, k;  // [B, N, C]
     if (l.qkv) {
@@ -93,11 +92,7 @@ Variable Attention::operator()(const Variable& x, const AttentionUse& use) {
       q = (*l.q)(t), k = (*l.k)(t), v = (*l.v)(t);
     }
     v = arranged(v);
-    scores = attention_scores((*l.q_slot)(arranged(q)), (*l.k_slot)(arranged(k)), heads, factor);
-  }
-  if (use.bias.defined()) {
-    const int64_t n = scores.size(2), kinds = use.bias.size(0);
-    scores = reshape(add(reshape(scores, {-1, kinds, heads, n, n}), use.bias), {-1, heads, n, n});
+    scores = attention_scores((*l.q_slot)(arranged(q)), (*l.k_slot)(arranged(k)), heads, factor, use.bias);
   }
   Variable p = softmax(scores);
   if (training()) p = dropout(p, options_.dropout);

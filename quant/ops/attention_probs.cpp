@@ -4,7 +4,6 @@
 #include <limits>
 
 #include "autograd/ops/deferred.h"
-#include "autograd/ops/softmax.h"
 #include "quant/ops/lsq_params.h"
 #include "tensor/core/context.h"
 #include "tensor/engine/column.h"
@@ -57,7 +56,7 @@ void forward_typed(const AttentionProbsFwdArgs& a) {
       cpu::rows(n, m, [&](const cpu::Row& row, int64_t r) {
         float* const of = p + r * m;
         Code* const to = codes + r * m;
-        SoftmaxFwdRow<float>{of, of, m}(row, 0);
+        attention_probs_softmax(row, a.c, h * n + r, of);
         attention_probs_row(row, of, m, param_of_row(a.c.lsq, h * n + r, m), float(a.shift),
                             [=](int64_t j, int32_t code) { to[j] = Code(code); });
         // a row that holds a value that is not finite has no others
@@ -100,9 +99,9 @@ void backward_masked(const AttentionProbsBwdArgs& a) {
       for (int64_t row = row0; row < row1;) {
         const int64_t from = row, head = row / n, rows = std::min(n - row % n, row1 - row);
         scores_into(e + (from - row0) * m, g, head, from % n, rows);
-        cpu::rows(rows, m, [=, &c](const cpu::Row& context, int64_t r) {
+        cpu::rows(rows, m, [=, &a, &c](const cpu::Row& context, int64_t r) {
           const int64_t flat = (from + r) * m, at = flat - row0 * m;
-          SoftmaxFwdRow<float>{e + at, e + at, m}(context, 0);
+          attention_probs_softmax(context, a.c, from + r, e + at);
           // a row belongs to the task that has its first element
           AttentionProbsBwdRow<M, Edges>{e + at,
                                          gy + flat,
@@ -154,16 +153,19 @@ void backward_cpu(const AttentionProbsBwdArgs& a, Stream) {
 
 // ---------------------------------------------------------------- the op
 
-/// The product of q and k without a result. Its shape decides the batches.
-CodedGemmArgs scores_args(const Coded& q, const Coded& k, double factor, const Shape& shape) {
+/// The product of q and k without a result, whose shape decides the batches, and what is done to it.
+AttentionProbsCall probs_call(const Coded& q, const Coded& k, double factor, const Tensor& bias,
+                              const Shape& shape, const LsqCall& lsq) {
   Tensor none = Tensor::empty({1}, DType::f32, q.codes.device()).expand(shape);
   CodedGemmArgs g = coded_gemm_args(none, q, k, factor);
   g.c = nullptr;
-  return g;
+  const bool added = bias.defined();
+  return {g, lsq, added ? bias.data_const<float>() : nullptr, added ? bias.numel() / shape[-1] : 0};
 }
 
 struct AttentionProbsNode final : Node {
   SavedCodes q, k;
+  Saved bias;
   double factor = 1;
   LsqParams params;
   const char* name() const override { return "attention_probs"; }
@@ -173,25 +175,23 @@ struct AttentionProbsNode final : Node {
     Tensor ds = gx.alloc(0);
     Tensor partial = Tensor::empty({attention_probs_workspace(c)}, DType::f32, gy.device());
     Tensor sums = Tensor::empty({3, c.groups}, DType::f32, gy.device());
-    attention_probs_bwd({{scores_args(q.get(name(), 0), k.get(name(), 1), factor, gy.shape()), c},
-                         gy.view(),
-                         ds.mutable_view(),
-                         partial.mutable_view(),
-                         sums.mutable_view(),
-                         edges},
+    attention_probs_bwd({probs_call(q.get(name(), 0), k.get(name(), 1), factor,
+                                    bias.defined() ? bias.get(name(), 2) : Tensor{}, gy.shape(), c),
+                         gy.view(), ds.mutable_view(), partial.mutable_view(), sums.mutable_view(), edges},
                         gy.device());
     gx.add(0, ds);
     lsq_parameter_gradients(params, sums, gx);
   }
-  void release() override { q.release(), k.release(); }
+  void release() override { q.release(), k.release(), bias.release(); }
   std::vector<Tensor> saved() const override {
     return {q.defined() ? q.get(name(), 0).codes : Tensor{}, k.defined() ? k.get(name(), 1).codes : Tensor{},
-            params.scale};
+            bias.peek(), params.scale};
   }
 };
 
 struct QuantizedProbs final : DeferredProbs {
   Coded q, k, result;  ///< result without its tensor of codes
+  Tensor bias;
   double factor = 1;
   Shape shape;
   LsqParams params;
@@ -202,7 +202,7 @@ struct QuantizedProbs final : DeferredProbs {
     Coded probs = result;
     probs.codes = empty_codes(settings, shape, q.codes.device());
     AttentionProbsFwdArgs a{
-        {scores_args(q, k, factor, shape), params.call}, {}, int(result.shift), {}, nullptr};
+        probs_call(q, k, factor, bias, shape, params.call), {}, int(result.shift), {}, nullptr};
     int64_t bad = 0;
     a.bad = &bad;
     if (y) a.context = coded_gemm_args(*y, probs, v->input().t());
@@ -242,7 +242,8 @@ Variable attention_probs(const Variable& x, const Variable& scale, const Variabl
                              offset.defined() ? offset.data() : Tensor{}, s);
   const LsqCall& c = later->params.call;
   if (c.groups > 1 && c.inner % x.size(-1) != 0) return {};  // a row with several groups
-  later->q = scores->q, later->k = scores->k, later->factor = scores->factor, later->shape = x.shape();
+  later->q = scores->q, later->k = scores->k, later->bias = scores->bias;
+  later->factor = scores->factor, later->shape = x.shape();
   later->result = lsq_codes(later->params, s);
   later->name = s.name, later->settings = s, later->settings.name = later->name;
   const Variable of = softmax->x;
@@ -250,6 +251,7 @@ Variable attention_probs(const Variable& x, const Variable& scale, const Variabl
   if (needs_grad({of, scale, offset, nbits})) {
     node = std::make_shared<AttentionProbsNode>();
     node->q.set(scores->q), node->k.set(scores->k), node->factor = scores->factor;
+    if (scores->bias.defined()) node->bias.set(scores->bias);
     node->params = later->params;
   }
   return record(std::move(later), x.shape(), x.device(), std::move(node), {of, scale, offset, nbits});

@@ -3,7 +3,6 @@
 
 #include "quant/ops/attention_probs.h"
 
-#include "autograd/ops/softmax.h"
 #include "tensor/engine/code_tile.cuh"
 #include "tensor/engine/coded_terms.h"
 #include "tensor/engine/column.cuh"
@@ -135,7 +134,7 @@ __global__ void __launch_bounds__(kProductThreads, 1)
   for (int i = int(threadIdx.x) / 32; i < kRows && first + i < g.m; i += kWarps) {
     float* const p = scores + i * g.n;
     const int64_t row = batch * g.m + first + i;
-    SoftmaxFwdRow<float>{p, p, g.n}(cuda::WarpRow{}, 0);
+    attention_probs_softmax(cuda::WarpRow{}, a.c, row, p);
     uint8_t* const kept = a.codes.data ? static_cast<uint8_t*>(a.codes.data) + row * g.n : nullptr;
     auto* const packed = reinterpret_cast<uint8_t*>(codes) + 4 * i;
     attention_probs_row(cuda::WarpRow{}, p, g.n, param_of_row(a.c.lsq, row, g.n), float(a.shift),
@@ -219,7 +218,7 @@ __global__ void __launch_bounds__(kProductThreads, 1)
     for (int i = warp; i < count; i += kWarps) {
       const int64_t flat = (row + i) * m;
       float* const own = e + i * m;
-      SoftmaxFwdRow<float>{own, own, m}(cuda::WarpRow{}, 0);
+      attention_probs_softmax(cuda::WarpRow{}, a.c, row + i, own);
       // a row belongs to the block that has its first element
       AttentionProbsBwdRow<M, Edges>{own,
                                      gy + flat,

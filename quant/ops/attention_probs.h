@@ -1,13 +1,14 @@
 #pragma once
-// Quantized attention in one kernel: integer scores → softmax → codes of the probabilities → context.
+// Quantized attention in one kernel: integer scores (+ bias) → softmax → codes of the probabilities →
+// context.
 //
 // Shapes   q [B, H or 1, N, D], k, v [B, H, M, D]: codes; scores, probabilities [B, H, N, M];
-//          context [B, H, N, D]
+//          bias [R, H, N, M] or none; context [B, H, N, D]
 // Forward  the composition of attention_scores, softmax, fake_quant_lsq and attention_context, bit for bit.
 //          Probabilities leave the chip as codes only, and these only where backward needs them
 // Grad     from dL/dprobs: scores and probabilities are made again from the codes of q and k, then the
 //          gradients of quantizer and softmax in one pass, and the sums for scale, offset and bits
-// Saves    codes of q and k (shared)
+// Saves    codes of q and k, bias (shared)
 // Order    row rule for the softmax; the sums of fake_quant_lsq: runs of elements that share a group, cut
 //          into chunks of 4096, which may begin inside a row
 // Applies  where fake_quant_lsq is given a softmax of integer scores that nobody has asked for, and
@@ -15,6 +16,7 @@
 // Source   Esser et al. 2020 (LSQ) for the quantizer; none for the fusion
 // Errors   those of fake_quant_lsq
 
+#include "autograd/ops/softmax.h"
 #include "quant/ops/lsq.h"
 #include "tensor/engine/gemm_int8.h"
 
@@ -30,6 +32,8 @@ Variable attention_probs(const Variable& x, const Variable& scale, const Variabl
 struct AttentionProbsCall {
   CodedGemmArgs scores;  ///< m = N, n = M, of B·H batches; c is not written
   LsqCall lsq;           ///< of the probabilities; x unused, one group per row
+  const float* bias;     ///< [bias_rows, M], row r of all takes r mod bias_rows; null: none
+  int64_t bias_rows;
 };
 
 struct AttentionProbsFwdArgs {
@@ -86,7 +90,18 @@ constexpr bool attention_probs_fit(int64_t keys, int64_t depth, bool edges) {
   return kProbsFixed + (forward < backward ? backward : forward) <= kProbsShared;
 }
 
-/// One row: scores become codes. put(j, level − shift).
+/// Row r of all: scores become probabilities in place.
+template <class Row>
+LOWBIT_HD void attention_probs_softmax(const Row& row, const AttentionProbsCall& c, int64_t r, float* p) {
+  const int64_t n = c.scores.n;
+  if (c.bias) {
+    const float* const bias = c.bias + r % c.bias_rows * n;
+    row.for_each(n, [=](int64_t j) { p[j] += bias[j]; });
+  }
+  SoftmaxFwdRow<float>{p, p, n}(row, 0);
+}
+
+/// One row: probabilities become codes. put(j, level − shift).
 template <class Row, class Put>
 LOWBIT_HD void attention_probs_row(const Row& row, const float* p, int64_t n, QParam<float> q, float shift,
                                    Put put) {

@@ -132,10 +132,16 @@ double LsqQuantizer::numel_factor(int64_t numel, int highest) const {
 Tensor LsqQuantizer::grad_scale(const Variable& v) const {
   std::vector<int> highest;
   for (const int n : group_bits()) highest.push_back(Levels::of(n, spec().is_signed).hi);
-  if (config_.gradient_scale == GradientScale::l1)  // all zero: 1, the gradient that it scales is 0
+  const bool l1 = config_.gradient_scale == GradientScale::l1;
+  // Nobody need ask for probabilities to know their sum, so that attention can be one kernel.
+  const bool known = l1 && !config_.published_scale && rows_sum_to_one(v);
+  if (l1 && !known)  // all zero: 1, the gradient that it scales is 0
     return l1_factors(v.data().cast(DType::f32), highest, L1Factor::lsq);
+  const int64_t groups = int64_t(highest.size());
   std::vector<float> factors;
-  for (const int qp : highest) factors.push_back(float(numel_factor(v.numel(), qp)));
+  for (const int qp : highest)
+    factors.push_back(known ? lsq_l1_factor(float(v.numel() / v.size(-1)), groups, qp)
+                            : float(numel_factor(v.numel(), qp)));
   return constant(std::span<const float>(factors), {int64_t(factors.size())}, v.device());
 }
 

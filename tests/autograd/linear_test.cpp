@@ -79,9 +79,27 @@ const bool products = register_op_cases(
                  attention_scores(zeros({2, 5, 6}), zeros({2, 5, 6}), 4, 1);
                },
                "attention_scores: q and k must be [B, N, C] with heads dividing C, or k [B, heads, N, C] "
-               "(got q=[2, 5, 6] f32 cpu, k=[2, 5, 6] f32 cpu, heads=4)"}},
+               "(got q=[2, 5, 6] f32 cpu, k=[2, 5, 6] f32 cpu, heads=4)"},
+              {"bias",
+               [] {
+                 attention_scores(zeros({2, 5, 6}), zeros({2, 4, 6}), 3, 1, zeros({3, 3, 5, 4}));
+               },
+               "attention_scores: bias must be [R, heads, N, M] with R dividing B (got bias=[3, 3, 5, 4] f32 "
+               "cpu, scores=[2, 3, 5, 4])"}},
          .perf = {.inputs = {{.name = "q", .shape = {8, 197, 192}}, {.name = "k", .shape = {8, 197, 192}}},
                   .flops = 2.0 * 8 * 197 * 197 * 192}},
+        {.name = "scores_with_biases",
+         .inputs = {{.name = "q", .shape = {4, 5, 6}},
+                    {.name = "k", .shape = {4, 4, 6}},
+                    {.name = "bias", .shape = {2, 3, 5, 4}}},
+         .fn = [](In v) { return attention_scores(v[0], v[1], 3, 0.7, v[2]); },
+         .parity = {Parity::Kind::gemm, 5, 5}},
+        {.name = "scores_with_one_bias",
+         .inputs = {{.name = "q", .shape = {3, 5, 6}},
+                    {.name = "k", .shape = {3, 3, 4, 6}},
+                    {.name = "bias", .shape = {1, 3, 5, 4}}},
+         .fn = [](In v) { return attention_scores(v[0], v[1], 3, 0.7, v[2]); },
+         .parity = {Parity::Kind::gemm, 6, 5}},
         {.name = "context",
          .inputs = {{.name = "p", .shape = {2, 3, 5, 4}}, {.name = "v", .shape = {2, 4, 6}}},
          .fn = [](In v) { return attention_context(v[0], v[1], 3); },

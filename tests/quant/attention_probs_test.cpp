@@ -23,6 +23,7 @@ struct Form {
   LsqSettings probs = {};
   int64_t scales = 1;  ///< of the probabilities
   bool offset = false, nbits = false, operand_offsets = false, token_scales = false;
+  int64_t biases = 0;  ///< kinds of biases of the scores, the last input
 };
 
 Variable coded(const Variable& x, const Form& f, double scale) {
@@ -36,8 +37,10 @@ Variable coded(const Variable& x, const Form& f, double scale) {
 
 /// `asked`: the probabilities are made as floats, so that the chain of ops runs.
 Variable attend(std::span<const Variable> in, const Form& f, bool asked) {
-  const Variable scores = attention_scores(coded(in[0], f, 0.15), coded(in[1], f, 0.17), f.heads, 0.3),
-                 p = softmax(scores), none;
+  const Variable none,
+      scores = attention_scores(coded(in[0], f, 0.15), coded(in[1], f, 0.17), f.heads, 0.3,
+                                f.biases > 0 ? in.back() : none),
+      p = softmax(scores);
   if (asked) (void)p.data();
   const Variable codes =
       fake_quant_lsq(p, in[3], f.offset ? in[4] : none, f.nbits ? in[f.offset ? 5 : 4] : none, f.probs);
@@ -53,6 +56,8 @@ std::vector<InputSpec> inputs(const Form& f) {
                              {.name = "scale", .shape = {f.scales}, .lo = 0.002, .hi = 0.004}};
   if (f.offset) all.push_back({.name = "offset", .shape = {f.scales}, .lo = 0.001, .hi = 0.002});
   if (f.nbits) all.push_back({.name = "nbits", .shape = {f.probs.groups}, .lo = 2.9, .hi = 3.1});
+  if (f.biases > 0)
+    all.push_back({.name = "bias", .shape = {f.biases, f.heads, f.q[1], f.k[f.k.ndim() - 2]}});
   return all;
 }
 
@@ -90,6 +95,16 @@ std::vector<Form> forms() {
   add("shared_queries", [](Form& f) {
     f.k = {2, 2, 67, 16}, f.token_scales = true;
     f.probs.axis = -2, f.probs.groups = f.scales = 67;
+  });
+  add("bias", [](Form& f) { f.biases = 1; });
+  add("biases_of_windows", [](Form& f) {
+    f.q = f.k = f.v = {6, 49, 16}, f.biases = 3;
+    f.nbits = true;
+    f.probs.axis = -3, f.probs.groups = 2, f.scales = 3;
+    f.probs.levels = {Levels::of(3, false), Levels::of(4, false)}, f.probs.slots = {2, 1};
+  });
+  add("biases_and_shared_queries", [](Form& f) {
+    f.q = {4, 49, 16}, f.k = {4, 2, 49, 16}, f.v = f.q, f.biases = 2, f.operand_offsets = true;
   });
   add("short_rows", [](Form& f) { f.q = f.k = f.v = {70, 5, 8}; });
   add("one_token", [](Form& f) { f.q = f.k = f.v = {3, 1, 8}; });

@@ -5,6 +5,8 @@
 
 #include <set>
 
+#include "autograd/core/node.h"
+#include "nn/models/swin.h"
 #include "nn/models/vit.h"
 #include "quant/quantizer/lsq_quantizer.h"
 #include "quant/quantizer/minmax_quantizer.h"
@@ -52,6 +54,32 @@ TEST(Scheme, LeavesTheStoredListOfSlotsInFloat) {
       EXPECT_EQ(r.installed.size() + r.left_float.size(), model.slots().size()) << name;
       // per block: in, q, k, v, probs, context, mlp.in, mlp.hidden and the weights; patch embedding and head
       EXPECT_EQ(r.installed.size(), size_t(2 * (8 + (split ? 6 : 4)) + 4)) << name;
+    }
+}
+
+/// What a training step of the model keeps for backward, by op.
+std::map<std::string, size_t> kept_by_step(ImageModel& model, const std::string& scheme, bool qk_reparam) {
+  install(model, load_scheme(scheme, {.qk_reparam = qk_reparam}));
+  model.train();
+  const Variable images(test::fill("images", {2, 3, 16, 16}, 0, 1));
+  (void)model(images);  // scales are chosen from the values
+  return saved_memory(model(images));
+}
+
+TEST(Scheme, AttentionIsOneKernelInEveryModel) {
+  for (const std::string& name : scheme_names())
+    for (const bool qk_reparam : {false, true}) {
+      if (qk_reparam && name != "ofq") continue;
+      if (name == "minmax") continue;  // ranges follow the values of every step
+      VitConfig v = small_deit(false);
+      v.qk_reparam = qk_reparam;
+      VisionTransformer vit(v, 1);
+      EXPECT_TRUE(kept_by_step(vit, name, qk_reparam).contains("attention_probs")) << name << qk_reparam;
+      SwinConfig s;  // shifted windows, and a bias for each
+      s.image_size = 16, s.patch = 2, s.width = 24, s.window = 2, s.classes = 10;
+      s.depths = {2, 2}, s.heads = {3, 6}, s.qk_reparam = qk_reparam;
+      SwinTransformer swin(s, 1);
+      EXPECT_TRUE(kept_by_step(swin, name, qk_reparam).contains("attention_probs")) << name << qk_reparam;
     }
 }
 
