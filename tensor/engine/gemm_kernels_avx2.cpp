@@ -44,34 +44,46 @@ LOWBIT_INLINE void store_f32(const Tile<float>& t, int r, int c0, __m256 s) {
   store_lanes(c, t.cols - c0, y);
 }
 
-template <int... R>
+/// Packed rows of A lie side by side; in place they are read from two pointers, three rows apart.
+template <bool kInPlace, int... R>
 LOWBIT_INLINE void tile_f32(const Tile<float>& t, int c0, Seq<R...>) {
   constexpr int rows = sizeof...(R);
   __m256 s0[rows], s1[rows];
   ((s0[R] = s1[R] = _mm256_setzero_ps()), ...);
-  const float *a = t.a, *b = t.b + c0;
-  const int64_t b_step = t.b_step;
+  const int64_t b_step = t.b_step, stride = t.a_row, a_step = kInPlace ? 1 : rows;
+  const float *a = t.a, *a3 = t.a + 3 * stride, *b = t.b + c0;
   (_mm_prefetch(reinterpret_cast<const char*>(t.c + R * t.ldc + c0), _MM_HINT_T0), ...);
   const auto one_k = [&]() __attribute__((always_inline)) {
     const __m256 b0 = _mm256_loadu_ps(b), b1 = _mm256_loadu_ps(b + 8);
     const auto step = [&](int r, __m256& x, __m256& y) __attribute__((always_inline)) {
-      const __m256 v = _mm256_broadcast_ss(a + r);
+      const float* const at = !kInPlace ? a + r : (r < 3 ? a + r * stride : a3 + (r - 3) * stride);
+      const __m256 v = _mm256_broadcast_ss(at);
       x = _mm256_fmadd_ps(v, b0, x);
       y = _mm256_fmadd_ps(v, b1, y);
     };
     (step(R, s0[R], s1[R]), ...);
-    a += rows, b += b_step;
+    a += a_step, b += b_step;
+    if constexpr (kInPlace) a3 += a_step;
   };
   // Four at a time: with fewer instructions around them the multiplications keep both units busy.
-  const float* const whole = a + t.k / 4 * 4 * rows;
+  const float* const whole = a + t.k / 4 * 4 * a_step;
   while (a != whole) {
     _mm_prefetch(reinterpret_cast<const char*>(b + kAhead * b_step), _MM_HINT_T0);
     _mm_prefetch(reinterpret_cast<const char*>(b + (kAhead + 1) * b_step), _MM_HINT_T0);
     _mm_prefetch(reinterpret_cast<const char*>(b + (kAhead + 2) * b_step), _MM_HINT_T0);
     _mm_prefetch(reinterpret_cast<const char*>(b + (kAhead + 3) * b_step), _MM_HINT_T0);
     one_k(), one_k(), one_k(), one_k();
+    if constexpr (kInPlace) asm volatile("" : "+r"(a), "+r"(a3));  // two pointers, not six
   }
   for (int64_t k = t.k % 4; k > 0; --k) one_k();
+  if (t.cols - c0 >= kCols && t.beta == 0 && !t.bias) {
+    const __m256 alpha = _mm256_set1_ps(t.alpha);
+    float* c = t.c + c0;
+    ((_mm256_storeu_ps(c, _mm256_mul_ps(alpha, s0[R])), _mm256_storeu_ps(c + 8, _mm256_mul_ps(alpha, s1[R])),
+      c += t.ldc),
+     ...);
+    return;
+  }
   (store_f32(t, R, c0, s0[R]), ...);
   (store_f32(t, R, c0 + 8, s1[R]), ...);
 }
@@ -188,17 +200,20 @@ void run_int(const IntTile& t) {
   }
 }
 
-template <int kR>
+template <bool kInPlace, int kR>
 void run_f32(const Tile<float>& t) {
-  for (int c0 = 0; c0 < t.cols; c0 += kCols) tile_f32(t, c0, std::make_integer_sequence<int, kR>{});
+  for (int c0 = 0; c0 < t.cols; c0 += kCols) tile_f32<kInPlace>(t, c0, std::make_integer_sequence<int, kR>{});
+}
+
+template <int... R>
+void pick_f32(const Tile<float>& t, Seq<R...>) {
+  static constexpr void (*packed[])(const Tile<float>&) = {run_f32<false, R + 1>...};
+  static constexpr void (*in_place[])(const Tile<float>&) = {run_f32<true, R + 1>...};
+  (t.a_row == 1 ? packed : in_place)[t.rows - 1](t);
 }
 }  // namespace
 
-void gemm_tile_f32_avx2(const Tile<float>& t) {
-  static constexpr void (*table[kRows])(const Tile<float>&) = {run_f32<1>, run_f32<2>, run_f32<3>,
-                                                               run_f32<4>, run_f32<5>, run_f32<6>};
-  table[t.rows - 1](t);
-}
+void gemm_tile_f32_avx2(const Tile<float>& t) { pick_f32(t, std::make_integer_sequence<int, kRows>{}); }
 
 void gemm_tile_int8_avx2(const IntTile& t) {
   static constexpr void (*table[2][4])(const IntTile&) = {

@@ -71,7 +71,7 @@ FloatKernel<double> gemm_kernel_f64() { return {4, false, tile_portable<double>}
 FloatKernel<float> gemm_kernel_f32(Isa isa) {
 #if defined(__x86_64__)
   if (isa >= Isa::avx512) return {14, true, gemm_tile_f32_avx512};
-  if (isa == Isa::avx2) return {6, false, gemm_tile_f32_avx2};
+  if (isa == Isa::avx2) return {6, true, gemm_tile_f32_avx2};
 #endif
   (void)isa;
   return {8, false, tile_portable<float>};

@@ -76,12 +76,11 @@ int64_t transpose_blocks(const uint8_t* src, int64_t row_bytes, int rows, int64_
                          uint32_t* dst, int ld) {
   const __m256i s = _mm256_set1_epi8(char(sub));
   const int64_t whole = words / 8 * 8;
-  for (int64_t c = 0; c < whole; c += 8)
-    for (int r0 = (rows - 1) / 8 * 8; r0 >= 0; r0 -= 8) {
-      const uint8_t* row[8];
-      for (int i = 0; i < 8; ++i) row[i] = src + std::min(r0 + i, rows - 1) * row_bytes;
-      transpose_8x8(row, c * 4, s, dst + c * ld + r0, ld);
-    }
+  for (int r0 = (rows - 1) / 8 * 8; r0 >= 0; r0 -= 8) {
+    const uint8_t* row[8];
+    for (int i = 0; i < 8; ++i) row[i] = src + std::min(r0 + i, rows - 1) * row_bytes;
+    for (int64_t c = 0; c < whole; c += 8) transpose_8x8(row, c * 4, s, dst + c * ld + r0, ld);
+  }
   return whole;
 }
 

@@ -112,7 +112,6 @@ struct Blocking {
   bool full_tiles = false;  // all but the last have mr rows; else they are of nearly equal height
   int64_t tiles() const { return ceil_div(m, mr); }
   int64_t panels() const { return ceil_div(n, kPanel); }
-  int64_t row(int64_t tile) const { return full_tiles ? std::min(m, tile * mr) : m * tile / tiles(); }
 };
 
 /// Engine: place(batch) → Place; pack_a(place, k_block, row, rows, dst), pack_b(place, k_block, col, cols,
@@ -123,7 +122,11 @@ struct Blocking {
 template <class Engine>
 class BlockedProduct {
  public:
-  BlockedProduct(const Engine& e, const Blocking& b) : e_(e), b_(b) {}
+  BlockedProduct(const Engine& e, const Blocking& b)
+      : e_(e),
+        b_(b),
+        height_(b.full_tiles ? b.mr : b.m / std::max<int64_t>(1, b.tiles())),
+        taller_(b.full_tiles ? 0 : b.m - height_ * b.tiles()) {}
 
   void run() const {
     if (b_.batches * b_.m * b_.n == 0) return;
@@ -141,7 +144,7 @@ class BlockedProduct {
   static constexpr size_t kPackedBytes = 8 << 20;  // packed B kept at a time
   static constexpr size_t kRowBlockBytes = 256 << 10;
   static constexpr int64_t kTilesInPlace = 12;
-  static constexpr size_t kPanelsInL2 = 1 << 20;
+  static constexpr size_t kPanelsInL2 = 1 << 20, kPanelsBesideA = 128 << 10;
 
   int64_t chunk() const {  // k blocks packed at a time
     const size_t one = b_.b_panel_bytes * size_t(b_.panels());
@@ -150,6 +153,8 @@ class BlockedProduct {
   size_t panel_offset(int64_t k_block, int64_t panel) const {
     return size_t(k_block * b_.panels() + panel) * b_.b_panel_bytes;
   }
+  /// First row of a tile. The first ones are a row taller where they are of nearly equal height.
+  int64_t row(int64_t tile) const { return std::min(b_.m, tile * height_ + std::min(tile, taller_)); }
   int panel_cols(int64_t panel) const { return int(std::min<int64_t>(kPanel, b_.n - panel * kPanel)); }
 
   /// Independent (batch, row tile) units: every thread packs what it needs.
@@ -200,7 +205,7 @@ class BlockedProduct {
         static_cast<char*>(thread_scratch(Scratch::a, size_t(tiles) * b_.a_tile_bytes + kPackSlack));
     parallel_for(tiles, grain(tiles), [&](int64_t t0, int64_t t1) {
       for (int64_t t = t0; t < t1; ++t)
-        e_.pack_a(place, 0, b_.row(t), int(b_.row(t + 1) - b_.row(t)), a + size_t(t) * b_.a_tile_bytes);
+        e_.pack_a(place, 0, row(t), int(row(t + 1) - row(t)), a + size_t(t) * b_.a_tile_bytes);
     });
     parallel_for(panels, grain(panels), [&](int64_t p0, int64_t p1) {
       auto* const b = static_cast<char*>(thread_scratch(Scratch::b, b_.b_panel_bytes + kPackSlack));
@@ -208,7 +213,7 @@ class BlockedProduct {
       for (int64_t p = p0; p < p1; ++p) {
         e_.pack_b(place, 0, p * kPanel, panel_cols(p), b);
         for (int64_t t = 0; t < tiles; ++t)
-          e_.tile(place, 0, b_.row(t), int(b_.row(t + 1) - b_.row(t)), p * kPanel, panel_cols(p),
+          e_.tile(place, 0, row(t), int(row(t + 1) - row(t)), p * kPanel, panel_cols(p),
                   a + size_t(t) * b_.a_tile_bytes, b, nullptr);
       }
     });
@@ -232,27 +237,29 @@ class BlockedProduct {
     const auto place = e_.place(batch);
     const auto session = e_.session();
     e_.prepare(place, p0, p1, packed, columns);
-    // Whole rows of C one after the other are written faster; B is then read from the second level cache.
-    const bool by_rows = b_.k_blocks == 1 && size_t(p1 - p0) * b_.b_panel_bytes <= kPanelsInL2;
+    // Whole rows of C one after the other are written faster; B is then read from the second level cache, of
+    // which rows of A that are not packed need more.
+    const size_t b_bytes = size_t(p1 - p0) * b_.b_panel_bytes;
+    const bool by_rows = b_.k_blocks == 1 && b_bytes <= (b_.a_tile_bytes ? kPanelsInL2 : kPanelsBesideA);
     for (int64_t g0 = t0; g0 < t1; g0 += group) {  // this block of C stays in the cache over the k blocks
       const int64_t g1 = std::min(g0 + group, t1);
       const auto one = [&](int64_t k, int64_t t, int64_t p) {
-        e_.tile(place, k, b_.row(t), int(b_.row(t + 1) - b_.row(t)), p * kPanel, panel_cols(p),
+        e_.tile(place, k, row(t), int(row(t + 1) - row(t)), p * kPanel, panel_cols(p),
                 a + size_t(t - g0) * b_.a_tile_bytes, packed + panel_offset(k - k0, p),
                 columns + size_t(p - p0) * b_.column_bytes);
       };
       const auto panel = [&](int64_t k, int64_t p) {
         for (int64_t t = g0; t < g1; ++t) one(k, t, p);
       };
-      if (!b_.a_tile_bytes) {
+      if (!b_.a_tile_bytes && !by_rows) {
         for (int64_t p = p0; p < p1; ++p)
           for (int64_t k = k0; k < k1; ++k) panel(k, p);
         continue;
       }
       for (int64_t k = k0; k < k1; ++k) {
-        for (int64_t t = g0; t < g1; ++t)
-          e_.pack_a(place, k, b_.row(t), int(b_.row(t + 1) - b_.row(t)),
-                    a + size_t(t - g0) * b_.a_tile_bytes);
+        if (b_.a_tile_bytes)
+          for (int64_t t = g0; t < g1; ++t)
+            e_.pack_a(place, k, row(t), int(row(t + 1) - row(t)), a + size_t(t - g0) * b_.a_tile_bytes);
         if (by_rows)
           for (int64_t t = g0; t < g1; ++t)
             for (int64_t p = p0; p < p1; ++p) one(k, t, p);
@@ -265,6 +272,7 @@ class BlockedProduct {
 
   const Engine& e_;
   const Blocking b_;
+  const int64_t height_, taller_;
 };
 
 }  // namespace lowbit::detail
