@@ -39,9 +39,9 @@ asan: setup
 cuda: setup
 	$(call build,cuda)
 
-# Only the programs that hold tests of kernels.
+# Only the programs whose tests use a device.
 emulate: setup
-	$(call configure,cuda-emulation) && cmake --build build/cuda-emulation -j $(JOBS) --target test_tensor test_autograd test_quant test_data test_train
+	$(call configure,cuda-emulation) && cmake --build build/cuda-emulation -j $(JOBS) --target test_tensor test_autograd test_nn test_quant test_data test_train
 	$(call ctest,cuda-emulation) -R Cuda $(CTEST_ARGS)
 
 bench: build

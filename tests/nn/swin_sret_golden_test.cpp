@@ -34,7 +34,7 @@ Tensor moment(const Tensor& x, int power) {  // root mean square or mean per ima
 void load_all(Module& m, const GoldenFile& g, const std::string& prefix) {
   std::map<std::string, Tensor> s;
   for (const std::string& name : g.names_with_prefix(prefix)) s[name.substr(prefix.size())] = g.tensor(name);
-  m.load(s);
+  placed(m).load(s);
 }
 
 void check_gradients(Module& m, const GoldenFile& g, const std::string& prefix, double rtol, double atol) {
@@ -58,7 +58,7 @@ void check_vvtq(ImageModel& model, const GoldenFile& g) {
   for (const auto& name : g.meta_json("names")) theirs.insert(name.get<std::string>());
   EXPECT_EQ(ours, theirs);
   EXPECT_EQ(count, std::stoll(g.meta("params")));
-  fill_state(model);
+  fill_state(placed(model));
   model.eval();
   NoGrad off;
   const auto norm = probe(model, "head_in");
@@ -97,7 +97,7 @@ TEST(SwinGolden, OfqSwinTiny) {
     SwinConfig c = swin_configs()[0];
     c.layout = SwinLayout::torchvision;
     SwinTransformer swin(c, 0);
-    fill_state(swin);
+    fill_state(placed(swin));
     swin.eval();
     NoGrad off;
     std::map<std::string, std::shared_ptr<Probe>> outputs;

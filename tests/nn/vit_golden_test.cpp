@@ -29,7 +29,7 @@ void check_evolq(const std::string& file, const std::string& model) {
   LOWBIT_GOLDEN_OR_SKIP(path, file);
   const GoldenFile g(path);
   VisionTransformer vit(vit_config(model), 0);
-  fill_state(vit);
+  fill_state(placed(vit));
   vit.eval();
   NoGrad off;
   const Tensor images = fill("fs.images", {4, 3, 224, 224}, 0, 2);
@@ -45,7 +45,7 @@ TEST(VitGolden, VvtqDeitTiny) {
   VitConfig c = vit_config("deit_tiny_patch16_224");
   c.split_qkv = c.clamp_gelu = true;
   VisionTransformer vit(c, 0);
-  fill_state(vit);
+  fill_state(placed(vit));
   vit.eval();
   NoGrad off;
   const auto norm = probe(vit, "norm.out");
@@ -74,7 +74,7 @@ void check_ofq(const std::string& file) {
   const GoldenFile g(path);
   for (const auto& [name, settings] : g.cases()) {
     VisionTransformer vit(vit_config(settings.at("model")), 0);
-    fill_state(vit);
+    fill_state(placed(vit));
     vit.eval();
     NoGrad off;
     std::vector<std::shared_ptr<Probe>> outputs;
@@ -105,19 +105,19 @@ void check_pretrained(const std::string& weights, double bound) {
   LOWBIT_DATA_OR_SKIP(reference, "weights/deit_tiny_reference.safetensors");
   const GoldenFile g(reference);
   VisionTransformer vit(vit_config("deit_tiny_patch16_224"), 0);
-  vit.load(load_safetensors(weights).tensors);
+  placed(vit).load(load_safetensors(weights).tensors);
   vit.eval();
   NoGrad off;
   for (const std::string set : {"val", "train"}) {
-    const Tensor pixels = g.tensor(set + ".pixels");  // u8 [8, 224, 224, 3]
+    const Tensor pixels = g.tensor(set + ".pixels").to(Device{});  // u8 [8, 224, 224, 3]
     Tensor x = pixels.permute({0, 3, 1, 2}).cast(DType::f32).packed();
     float* p = x.data<float>();
     for (int64_t i = 0; i < x.numel(); ++i) {
       const int64_t c = i / (224 * 224) % 3;
       p[i] = (p[i] / 255.f - vit.config().mean[c]) / vit.config().std[c];
     }
-    expect_close(vit(Variable(x)).data(), g.tensor(set + ".logits").slice(0, 0, 8), 0, bound,
-                 set + " logits");
+    expect_close(vit(Variable(x.to(test_device()))).data(), g.tensor(set + ".logits").slice(0, 0, 8), 0,
+                 bound, set + " logits");
   }
 }
 

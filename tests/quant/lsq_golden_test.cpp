@@ -60,6 +60,7 @@ struct Case {
   std::unique_ptr<LsqQuantizer> q;
   Case(const LsqConfig& c, const std::map<std::string, Tensor>& values)
       : q(std::make_unique<LsqQuantizer>(c)) {
+    test::placed(*q);
     std::map<std::string, Tensor> state = q->state();
     state.at("init_state").fill(1);
     for (const auto& [name, t] : values) state.at(name).copy_from(t);
@@ -154,7 +155,9 @@ struct Sums {
     value[size_t(at)] += double(a) * b;
     gross[size_t(at)] += std::fabs(double(a) * b);
   }
-  Tensor tensor() const { return Tensor::from(std::span<const double>(value), shape).cast(DType::f32); }
+  Tensor tensor() const {
+    return Tensor::from(std::span<const double>(value), shape).cast(DType::f32).to(test::test_device());
+  }
   double rounding() const { return kUlp * *std::max_element(gross.begin(), gross.end()); }
 };
 
@@ -298,7 +301,7 @@ TEST(LsqGolden, LearnedBits) {
 
 /// alpha [7] with the one value of a plain LSQ scale in the slot of `bits`.
 Tensor in_slot(const Tensor& value, int bits) {
-  Tensor t = Tensor::zeros({LsqQuantizer::kSlots});
+  Tensor t = Tensor::zeros({LsqQuantizer::kSlots}, DType::f32, value.device());
   t.slice(0, bits - 2, bits - 1).copy_from(value);
   return t;
 }

@@ -54,6 +54,7 @@ TieNetwork published_network(const Json& s) {
   SchemeOptions o = bits_of(s);
   o.qk_reparam = s.at("qkr");
   install(*model, load_scheme("ofq", o));
+  placed(*model), placed(*twin);
   const bool separate = !o.qk_reparam;  // OFQ shifts v by its own parameter then
   for (auto& [name, t] : model->state()) {
     if (name.ends_with(".clip_val"))

@@ -46,6 +46,7 @@ TEST(OfqGolden, Lsq) {
     const auto part = [&, n = name](const char* p) { return g.tensor(n + "/" + p); };
     const Variable x(part("in/x"), true);
     OfqQuantizer q(config_of(settings, x.shape()));
+    placed(q);
     q.set_quant_state(settings.value("learnable", true) ? QuantState::learned : QuantState::fixed, "test");
     EXPECT_FALSE(q.initialised());
     if (g.has(name + "/init/x")) {
@@ -98,13 +99,14 @@ TEST(OfqGolden, IterativeFreezing) {
                 "[.*\\.weight]\nquantizer = ofq\ngranularity = channel\nname = lsqw_fn\nstate = .\nbits = " +
                     settings.at("bits").dump(),
                 "test"));
+    placed(box);
     Variable x = box.parameters().at(0).parameter->var, s = box.parameters().at(1).parameter->var;
     s.mutable_data().copy_from(part("p/s"));
     const double threshold = settings.at("threshold");
     IterativeFreezing freezing(
         box, {.momentum = settings.at("momentum"), .freeze_threshold = threshold, .totals = true});
     const auto state = [&](const char* key) { return freezing.state().at(str_cat("layer.weight/", key)); };
-    Tensor total = Tensor::zeros(x.shape(), DType::i32);
+    Tensor total = Tensor::zeros(x.shape(), DType::i32, x.device());
     for (int64_t step = 0; step < w.size(0); ++step) {
       SCOPED_TRACE(step);
       const auto at = [&](const char* p) { return part(p).select(0, step).clone(); };
@@ -211,6 +213,7 @@ TEST(OfqGolden, Linear) {
           "layer", std::make_unique<Linear>(x.size(-1), g.tensor(name + "/out/y").size(-1), true, random));
     box.infos["in"] = {x.shape()};
     install(box, parse_scheme(text, "test", o));
+    placed(box);
     check_layer(box, g, name, "layer.", [&](const Variable& v) { return layer ? (*layer)(in(v)) : in(v); });
   }
 }
@@ -232,6 +235,7 @@ TEST(OfqGolden, Mlp) {
     x.set(-1, hidden);
     box.infos["blocks.0.mlp.hidden"] = {x};
     install(box, ofq_scheme(bits_of(settings), name.starts_with("lsqboth")));
+    placed(box);
     check_layer(box, g, name, "blocks.0.mlp.", [&](const Variable& v) { return mlp(v); });
   }
 }
@@ -251,6 +255,7 @@ void check_attention(Box& box, const GoldenFile& g, const std::string& name, con
   SchemeOptions o = bits_of(settings);
   o.qk_reparam = name.starts_with("qkr");
   install(box, ofq_scheme(o, name.starts_with("lsqboth")));
+  placed(box);
   check_layer(box, g, name, "blocks.0.attn.", run, {"move_k_aft.bias", "move_qkx_aft.bias"});
 }
 
@@ -292,7 +297,7 @@ TEST(OfqGolden, WindowAttention) {
 Tensor stored_rows(const Tensor& t) {
   Shape s = t.shape();
   s.set(-2, 3);
-  Tensor rows = Tensor::empty(s);
+  Tensor rows = Tensor::empty(s, t.dtype(), t.device());
   const int dim = t.ndim() - 2;
   int64_t to = 0;
   for (const int64_t row : {0, 100, 223}) {
@@ -321,6 +326,7 @@ TEST(OfqGolden, PatchEmbedding) {
     PatchEmbed& embed = box.hold("patch_embed", std::make_unique<PatchEmbed>(3, width, patch, random));
     box.infos["patch_embed.in"] = {image};
     install(box, load_scheme("ofq"));
+    placed(box);
     std::map<std::string, Tensor> state = box.state();
     const std::map<std::string, Tensor> theirs = part_of(g, name + "/p/");
     const auto load = [&](bool scales) {

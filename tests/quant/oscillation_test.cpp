@@ -28,7 +28,7 @@ Tensor codes_of(const Tensor& levels) {
   const std::vector<float> v = levels.to_vector<float>();
   Tensor codes = Tensor::empty(levels.shape(), DType::i8);
   for (size_t i = 0; i < v.size(); ++i) codes.data<int8_t>()[i] = int8_t(std::floor(v[i]));
-  return codes;
+  return codes.to(levels.device());
 }
 
 void expect_state(const GoldenFile& f, const OscillationTracker& t, const std::string& prefix,
@@ -46,6 +46,7 @@ TEST(OscillationGolden, Vvtq) {
   for (const auto& [name, c] : f.cases()) {
     SCOPED_TRACE(name);
     LsqQuantizer quantizer(vvtq_weight(c.at("nbits")));
+    placed(quantizer);
     TensorMap state = quantizer.state();
     state.at("alpha").copy_from(f.tensor(name + ".alpha"));
     state.at("init_state").fill(1);

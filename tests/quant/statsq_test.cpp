@@ -73,7 +73,7 @@ TEST(OfqGolden, StatsQ) {
     expect_close(y.data(), g.tensor(name + "/out/wq"), g.rtol(), g.atol(), name + "/out/wq");
     ASSERT_TRUE(y.coded());
     const int bits = settings.at("bits");
-    Tensor a = y.coded()->scale.clone();
+    Tensor a = y.coded()->scale.to(Device{}).clone();
     for (int64_t i = 0; i < a.numel(); ++i) a.data<float>()[i] *= float(1 << (bits - 1));
     expect_close(a, g.tensor(name + "/out/scale"), g.rtol(), g.atol(), name + "/out/scale");
     const Tensor level = g.tensor(name + "/out/level");

@@ -6,6 +6,8 @@
 #include <cstdlib>
 #include <filesystem>
 
+#include "tensor/core/backend.h"
+
 namespace lowbit::test {
 namespace {
 
@@ -23,12 +25,27 @@ std::string find_below(const char* variable, const std::vector<std::string>& roo
   return "";
 }
 
+Device device_named(const char* text) {
+  const std::string name = text ? text : "";
+  if (name.empty() || name == "cpu") return {};
+  const std::string why = cuda_unusable();
+  const int count = why.empty() ? gpu_count() : 0;
+  for (int i = 0; i < count; ++i) {
+    const Device d{Device::Kind::cuda, int8_t(i)};
+    if (name == d.str() || (name == "cuda" && i == 0)) return d;
+  }
+  fail(ErrorKind::usage, "LOWBIT_TEST_DEVICE",
+       str_cat("there is no ", name, " here (", why.empty() ? str_cat(count, " GPUs") : why, ")"));
+}
+
 Shape squeezed(const Shape& s) {
   Shape r;
   for (int64_t d : s)
     if (d != 1) r.append(d);
   return r;
 }
+
+std::vector<double> values(const Tensor& t) { return t.to(Device{}).cast(DType::f64).to_vector<double>(); }
 
 /// bound(expected value) → largest allowed difference.
 template <class Bound>
@@ -37,8 +54,7 @@ bool compare(const Tensor& actual, const Tensor& expected, const std::string& wh
     ADD_FAILURE() << what << ": shapes differ: " << actual.str() << " against " << expected.str();
     return false;
   }
-  const auto a = actual.cast(DType::f64).to_vector<double>(),
-             e = expected.cast(DType::f64).to_vector<double>();
+  const std::vector<double> a = values(actual), e = values(expected);
   size_t bad = 0, worst = 0;
   double worst_ratio = -1;
   for (size_t i = 0; i < a.size(); ++i) {
@@ -71,6 +87,11 @@ std::string golden_path(const std::string& rel) {
 }
 std::string data_path(const std::string& rel) {
   return find_below("LOWBIT_DATA_DIR", {"data/samples", "../shared/data"}, rel);
+}
+
+Device test_device() {
+  static const Device device = device_named(std::getenv("LOWBIT_TEST_DEVICE"));
+  return device;
 }
 
 std::vector<std::string> GoldenFile::names() const { return names_with_prefix(""); }
@@ -130,7 +151,7 @@ Tensor fill(const std::string& name, const Shape& shape, double base, double sca
     const double u = double(z >> 40) / 16777216.0 * 2 - 1;
     out[i] = float(base + scale * u);
   }
-  return t;
+  return t.to(test_device());
 }
 
 Tensor fill_parameter(const std::string& name, const Shape& shape) {
@@ -150,7 +171,7 @@ bool expect_close_to_largest(const Tensor& actual, const Tensor& expected, doubl
                              const std::string& what) {
   double largest = 0;
   if (expected.defined())
-    for (double e : expected.cast(DType::f64).to_vector<double>()) largest = std::fmax(largest, std::fabs(e));
+    for (double e : values(expected)) largest = std::fmax(largest, std::fabs(e));
   return compare(actual, expected, what, [=](double) { return rtol * largest; });
 }
 

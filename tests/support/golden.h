@@ -1,5 +1,7 @@
 #pragma once
 // Golden files: where they are, how they are read and compared, and the fill rule for what they do not store.
+// One test body serves every device: tensors come on test_device(), modules are put there by placed(), and
+// comparisons fetch what they need.
 
 #include <nlohmann/json.hpp>
 #include <string>
@@ -26,10 +28,21 @@ std::string data_path(const std::string& rel);
   const std::string var = ::lowbit::test::data_path(rel); \
   if (var.empty()) GTEST_SKIP() << "data not found: " << (rel)
 
+/// Where tests of published numbers compute: the CPU, or the device that $LOWBIT_TEST_DEVICE names ("cuda",
+/// "cuda:1"). Throws where there is none.
+Device test_device();
+/// A module moved there with what its slots hold, before anybody asks for its state.
+template <class M>
+M& placed(M& m) {
+  m.to(test_device());
+  return m;
+}
+
 class GoldenFile {
  public:
   explicit GoldenFile(const std::string& path) : reader_(path) {}
-  Tensor tensor(const std::string& name) const { return reader_.load(name); }  ///< throws when missing
+  /// On test_device(); throws when missing.
+  Tensor tensor(const std::string& name) const { return reader_.load(name).to(test_device()); }
   bool has(const std::string& name) const { return reader_.has(name); }
   std::vector<std::string> names() const;  ///< sorted
   std::vector<std::string> names_with_prefix(const std::string& prefix) const;
@@ -48,13 +61,14 @@ class GoldenFile {
 };
 
 /// value[i] = float32(base + scale·u(name, i)), u in [-1, 1): FNV-1a of the name, splitmix64 of hash + i.
+/// On test_device().
 Tensor fill(const std::string& name, const Shape& shape, double base, double scale);
 /// fill() with base and scale of a parameter or buffer by its checkpoint name and shape.
 Tensor fill_parameter(const std::string& name, const Shape& shape);
 
 /// Non-fatal check |actual − expected| <= atol + rtol·|expected| for every element (NaN equals NaN); shapes
 /// must be equal up to extents of 1. Reports the worst element and the share of failures. True when all are
-/// close.
+/// close. The tensors may be on any device.
 bool expect_close(const Tensor& actual, const Tensor& expected, double rtol, double atol,
                   const std::string& what);
 /// The same with the bound rtol·max|expected|, the rule for whole models.

@@ -58,22 +58,22 @@ struct TieBreaker final : Transform {
     const bool watch = call.time >= clock->watch_from;
     if (!watch && call.moved.empty()) return quantizer->apply(x);
     std::vector<float> v = x.data().to_vector<float>();
-    if (watch) find(call, v, x.shape());
+    if (watch) find(call, v, x.data());
     for (const auto& [i, tie] : call.moved) v[size_t(i)] += tie.step;
-    return quantizer->apply(call.moved.empty() ? x : Variable(Tensor::from(v, x.shape())));
+    return quantizer->apply(call.moved.empty() ? x : Variable(Tensor::from(v, x.shape(), x.device())));
   }
 
  private:
   /// Float sums carry errors of a few 1e-7 of their largest terms; the values are of the order of their mean
   /// square.
-  void find(Call& call, const std::vector<float>& v, const Shape& shape) const {
+  void find(Call& call, const std::vector<float>& v, const Tensor& x) const {
     double squares = 0;
     for (const float e : v) squares += double(e) * e;
     const double rms = std::sqrt(squares / double(v.size()));
     const auto levels = [&](float by) {
       std::vector<float> w = v;
       for (float& e : w) e += by;
-      return quantizer->apply(Variable(Tensor::from(w, shape))).data().to_vector<float>();
+      return quantizer->apply(Variable(Tensor::from(w, x.shape(), x.device()))).data().to_vector<float>();
     };
     const std::vector<float> y = levels(0);
     std::set<int64_t> known;

@@ -15,6 +15,7 @@ std::unique_ptr<ImageModel> quantized(const Config& c, const SchemeOptions& o) {
   Scheme scheme = load_scheme("vvtq", o);
   for (Rule& r : scheme.rules) r.settings["published_scale"] = "yes";  // to the last bit
   install(*model, scheme);
+  placed(*model);
   return model;
 }
 

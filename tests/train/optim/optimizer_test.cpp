@@ -104,7 +104,7 @@ void run_ema(const test::GoldenFile& golden, const std::string& name, const nloh
   }
 }
 
-TEST(Optimizer, EveryCaseOfTheOfqFile) {
+TEST(Optimizer, EveryCaseOfTheOfqGoldenFile) {
   LOWBIT_GOLDEN_OR_SKIP(path, "ofq/optim.safetensors");
   const test::GoldenFile golden(path);
   ASSERT_FALSE(golden.cases().empty());
@@ -118,7 +118,7 @@ TEST(Optimizer, EveryCaseOfTheOfqFile) {
   }
 }
 
-TEST(Optimizer, EveryCaseOfTheVvtqFile) {
+TEST(Optimizer, EveryCaseOfTheVvtqGoldenFile) {
   LOWBIT_GOLDEN_OR_SKIP(path, "vvtq/adamw.safetensors");
   const test::GoldenFile golden(path);
   int cases = 0;

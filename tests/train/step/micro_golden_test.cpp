@@ -20,8 +20,8 @@ namespace {
 class RecordedCrops final : public Dataset {
  public:
   RecordedCrops(const GoldenFile& run, const std::string& root, int64_t crops)
-      : images_(run.tensor("image_order")),
-        which_(run.tensor("crop_order")),
+      : images_(run.tensor("image_order").to(Device{})),
+        which_(run.tensor("crop_order").to(Device{})),
         crops_(crops),
         root_(root),
         labels_(open_labels(root + "/soft_k5")) {
@@ -92,6 +92,7 @@ struct Micro {
 
   Micro(const std::string& file, const std::string& root) : run(file) {
     for (const auto& [option, value] : std::map<std::string, std::string>{{"compat", "reference"},
+                                                                          {"device", test_device().str()},
                                                                           {"quantizer", "vvtq"},
                                                                           {"wbits", "4"},
                                                                           {"abits", "4"},
@@ -121,6 +122,7 @@ struct Micro {
     c.name = "micro", c.width = 24, c.depth = 2, c.heads = 3, c.mlp_ratio = 2, c.split_qkv = true;
     auto m = std::make_unique<VisionTransformer>(c, 0);
     quantize(*m, options);
+    placed(*m);
     return m;
   }
   static TensorMap part(const GoldenFile& g, const std::string& prefix) {

@@ -16,7 +16,9 @@ class RecordedBatches final : public Dataset {
   struct Batch {
     Tensor images, labels;
   };
-  explicit RecordedBatches(std::vector<Batch> batches) : all_(std::move(batches)) {}
+  explicit RecordedBatches(std::vector<Batch> batches) : all_(std::move(batches)) {
+    for (Batch& b : all_) b = {b.images.to(Device{}), b.labels.to(Device{})};  // samples are read on the host
+  }
   int64_t each() const { return all_[0].images.size(0); }
   int64_t size() const override { return int64_t(all_.size()) * each(); }
   std::vector<Field> fields() const override {

@@ -52,7 +52,7 @@ TEST(TrainingGolden, SmallDistilledModels) {
     SCOPED_TRACE(name);
     ++checked;
     VisionTransformer model(golden_config(c), 0);
-    model.load(part_of(file, name + "/p/"));
+    placed(model).load(part_of(file, name + "/p/"));
     const double tolerance = 1e-4;  // of the largest magnitude of each tensor
     model.train();
     Variable x(file.tensor(name + "/in/x"));
@@ -137,7 +137,7 @@ struct Trace {
         each(steps / c.at("epochs").get<int64_t>()) {
     if (const TensorMap weights = part_of(f, n + "/teacher/"); !weights.empty()) {
       teacher = golden_model(c, true);
-      teacher->load(weights);
+      placed(*teacher).load(weights);
       teacher->eval();
     }
     set_options();
@@ -156,6 +156,7 @@ struct Trace {
       return c.at(key).is_string() ? c.at(key).get<std::string>() : c.at(key).dump();
     };
     for (const auto& [option, value] : std::map<std::string, std::string>{{"compat", "reference"},
+                                                                          {"device", test_device().str()},
                                                                           {"quantizer", "ofq"},
                                                                           {"workers", "0"},
                                                                           {"tensorboard", "off"},
@@ -182,6 +183,7 @@ struct Trace {
   std::unique_ptr<ImageModel> student() const {
     auto model = golden_model(c, false);
     quantize_as_published(*model, c);
+    placed(*model);
     return model;
   }
   bool has_snapshot(int64_t k) const {
