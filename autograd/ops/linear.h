@@ -27,7 +27,8 @@ Variable matmul(const Variable& a, const Variable& b);
 ///          y[b,h,n,m] = factor · Σ_d q[b,n,hD+d] · k[b,m,hD+d]
 ///          or k [B, H, M, C], and q [B, N, C] is the query of all heads:
 ///          y[b,h,n,m] = factor · Σ_c q[b,n,c] · k[b,h,m,c]
-///          bias [R, H, N, M] or undefined, R dividing B: bias[b mod R] is added, as for the windows of images
+///          bias [R, H, N, M] or undefined, R dividing B: bias[b mod R] is added, as for the windows of
+///          images
 /// Grad    dq = factor · gy · k;  dk = factor · gyᵀ · q;  dbias = Σ gy over the samples that share it
 /// Errors  shape, dtype
 Variable attention_scores(const Variable& q, const Variable& k, int64_t heads, double factor,
