@@ -32,16 +32,30 @@ LOWBIT_INLINE void store_lanes(float* to, int n, __m256 x) {
     _mm256_maskstore_ps(to, lanes(n), x);
 }
 
-LOWBIT_INLINE void store_f32(const Tile<float>& t, int r, int c0, __m256 s) {
-  if (c0 >= t.cols) return;
-  const __m256i m = lanes(t.cols - c0);
-  const __m256 alpha = _mm256_set1_ps(t.alpha);
-  float* c = t.c + r * t.ldc + c0;
+/// Where the results of a tile go. A copy: what is stored might change the tile itself, for all that the
+/// compiler knows, and everything would be read again for every eight results.
+struct FloatResults {
+  float* const c;
+  const int64_t ldc;
+  const int cols;
+  const float alpha, beta;
+  const float* const bias;
+  explicit FloatResults(const Tile<float>& t)
+      : c(t.c), ldc(t.ldc), cols(t.cols), alpha(t.alpha), beta(t.beta), bias(t.bias) {}
+};
+
+LOWBIT_INLINE void store_f32(const FloatResults& to, int r, int c0, __m256 s) {
+  if (c0 >= to.cols) return;
+  const int n = to.cols - c0;
+  const auto load = [n](const float* p) __attribute__((always_inline)) {
+    return n >= 8 ? _mm256_loadu_ps(p) : _mm256_maskload_ps(p, lanes(n));
+  };
+  const __m256 alpha = _mm256_set1_ps(to.alpha);
+  float* const c = to.c + r * to.ldc + c0;
   __m256 y = _mm256_mul_ps(alpha, s);
-  if (t.beta != 0)
-    y = _mm256_fmadd_ps(alpha, s, _mm256_mul_ps(_mm256_set1_ps(t.beta), _mm256_maskload_ps(c, m)));
-  if (t.bias) y = _mm256_add_ps(y, _mm256_maskload_ps(t.bias + c0, m));
-  store_lanes(c, t.cols - c0, y);
+  if (to.beta != 0) y = _mm256_fmadd_ps(alpha, s, _mm256_mul_ps(_mm256_set1_ps(to.beta), load(c)));
+  if (to.bias) y = _mm256_add_ps(y, load(to.bias + c0));
+  store_lanes(c, n, y);
 }
 
 /// Packed rows of A lie side by side; in place they are read from two pointers, three rows apart.
@@ -76,16 +90,16 @@ LOWBIT_INLINE void tile_f32(const Tile<float>& t, int c0, Seq<R...>) {
     if constexpr (kInPlace) asm volatile("" : "+r"(a), "+r"(a3));  // two pointers, not six
   }
   for (int64_t k = t.k % 4; k > 0; --k) one_k();
-  if (t.cols - c0 >= kCols && t.beta == 0 && !t.bias) {
-    const __m256 alpha = _mm256_set1_ps(t.alpha);
-    float* c = t.c + c0;
-    ((_mm256_storeu_ps(c, _mm256_mul_ps(alpha, s0[R])), _mm256_storeu_ps(c + 8, _mm256_mul_ps(alpha, s1[R])),
-      c += t.ldc),
+  const FloatResults to(t);
+  if (to.cols - c0 >= kCols && to.beta == 0 && !to.bias) {  // nearly always
+    const __m256 alpha = _mm256_set1_ps(to.alpha);
+    const auto row = [&](int r) __attribute__((always_inline)) { return to.c + r * to.ldc + c0; };
+    ((_mm256_storeu_ps(row(R), _mm256_mul_ps(alpha, s0[R])),
+      _mm256_storeu_ps(row(R) + 8, _mm256_mul_ps(alpha, s1[R]))),
      ...);
     return;
   }
-  (store_f32(t, R, c0, s0[R]), ...);
-  (store_f32(t, R, c0 + 8, s1[R]), ...);
+  ((store_f32(to, R, c0, s0[R]), store_f32(to, R, c0 + 8, s1[R])), ...);
 }
 
 LOWBIT_INLINE __m256i load(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
@@ -108,19 +122,40 @@ LOWBIT_INLINE __m256 exact(const IntTile& t, int r, int c, __m256i acc) {
 /// What becomes of eight sums: the epilogue of int_epilogue(), or nothing.
 enum class Store : uint8_t { plain, s32, f32, f64 };
 
+/// Where the results of a tile go. A copy: what is stored might change the tile itself, for all that the
+/// compiler knows, and everything would be read again for every eight results.
+struct IntResults {
+  float* const c;
+  const int64_t ldc;
+  const int cols;
+  const __m128i shift;
+  const int32_t *const row_correction, *const col_correction;
+  const float *const row_scale, *const col_scale, *const bias;
+
+  explicit IntResults(const IntTile& t)
+      : c(static_cast<float*>(t.c)),
+        ldc(t.ldc),
+        cols(t.cols),
+        shift(_mm_cvtsi32_si128(t.shift)),
+        row_correction(t.row ? t.row->correction : nullptr),
+        col_correction(t.col ? t.col->correction : nullptr),
+        row_scale(t.row ? t.row->scale : nullptr),
+        col_scale(t.col ? t.col->scale : nullptr),
+        bias(t.col ? t.col->bias : nullptr) {}
+};
+
 template <Store kStore>
-LOWBIT_INLINE void store_int(const IntTile& t, int r, int c, __m256i s) {
-  float* const to = static_cast<float*>(t.c) + r * t.ldc + c;
-  if constexpr (kStore == Store::plain) return _mm256_storeu_ps(to, _mm256_castsi256_ps(s));
-  if (c >= t.cols) return;
-  if constexpr (kStore == Store::f64) return store_lanes(to, t.cols - c, exact(t, r, c, s));
-  const __m256i x = _mm256_add_epi32(_mm256_add_epi32(_mm256_sll_epi32(s, _mm_cvtsi32_si128(t.shift)),
-                                                      _mm256_set1_epi32(t.row->correction[r])),
-                                     load(t.col->correction + c));
-  if constexpr (kStore == Store::s32) return store_lanes(to, t.cols - c, _mm256_castsi256_ps(x));
-  const __m256 factor = _mm256_mul_ps(_mm256_set1_ps(t.row->scale[r]), _mm256_loadu_ps(t.col->scale + c));
-  store_lanes(to, t.cols - c,
-              _mm256_fmadd_ps(_mm256_cvtepi32_ps(x), factor, _mm256_loadu_ps(t.col->bias + c)));
+LOWBIT_INLINE void store_int(const IntTile& t, const IntResults& to, int r, int c, __m256i s) {
+  float* const at = to.c + r * to.ldc + c;
+  if constexpr (kStore == Store::plain) return _mm256_storeu_ps(at, _mm256_castsi256_ps(s));
+  if (c >= to.cols) return;
+  if constexpr (kStore == Store::f64) return store_lanes(at, to.cols - c, exact(t, r, c, s));
+  const __m256i x = _mm256_add_epi32(
+      _mm256_add_epi32(_mm256_sll_epi32(s, to.shift), _mm256_set1_epi32(to.row_correction[r])),
+      load(to.col_correction + c));
+  if constexpr (kStore == Store::s32) return store_lanes(at, to.cols - c, _mm256_castsi256_ps(x));
+  const __m256 factor = _mm256_mul_ps(_mm256_set1_ps(to.row_scale[r]), _mm256_loadu_ps(to.col_scale + c));
+  store_lanes(at, to.cols - c, _mm256_fmadd_ps(_mm256_cvtepi32_ps(x), factor, _mm256_loadu_ps(to.bias + c)));
 }
 
 typedef float Unaligned __attribute__((aligned(1), may_alias));
@@ -186,14 +221,20 @@ LOWBIT_INLINE void tile_int(const IntTile& t, int r0, int c0, Seq<R...>) {
              ...);
         }
       });
-  ((store_int<kStore>(t, r0 + R, c0, s0[R]), store_int<kStore>(t, r0 + R, c0 + 8, s1[R])), ...);
+  const IntResults to(t);
+  ((store_int<kStore>(t, to, r0 + R, c0, s0[R]), store_int<kStore>(t, to, r0 + R, c0 + 8, s1[R])), ...);
 }
 
-/// Three rows at a time: sums of 16 and of 32 bits both stay in registers.
+/// Three rows at a time: sums of 16 and of 32 bits both stay in registers. Six, whose sums of 32 bits do not,
+/// where these are made once or rarely.
 template <bool kNarrow, Store kStore>
 void run_int(const IntTile& t) {
+  constexpr int kRarely = 32;  // words
+  const bool six = kNarrow && t.words16 >= std::min<int64_t>(kRarely, t.words);
   for (int c0 = 0; c0 < t.cols; c0 += kCols) {
     int r = 0;
+    if constexpr (kNarrow)
+      for (; six && r + 6 <= t.rows; r += 6) tile_int<kNarrow, kStore>(t, r, c0, Seq<0, 1, 2, 3, 4, 5>{});
     for (; r + 3 <= t.rows; r += 3) tile_int<kNarrow, kStore>(t, r, c0, Seq<0, 1, 2>{});
     if (t.rows - r == 2) tile_int<kNarrow, kStore>(t, r, c0, Seq<0, 1>{});
     if (t.rows - r == 1) tile_int<kNarrow, kStore>(t, r, c0, Seq<0>{});

@@ -230,31 +230,56 @@ inline __m256 eight_codes(const Code* p) {
     return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(bytes));
 }
 
-/// Codes of one k are contiguous: eight at a time, straight to their place.
+/// The eight codes at p, of which `left` are there.
 template <class Code>
+inline __m256 codes_left(const Code* p, int left) {
+  Code rest[8] = {};
+  std::copy_n(p, std::min(8, left), rest);
+  return eight_codes(rest);
+}
+
+/// Codes of one k are contiguous: eight at a time, straight to their place. Scales and offsets run along k
+/// (kScaleOfK, kOffsetOfK) or along the rows.
+template <class Code, bool kScaleOfK, bool kOffset, bool kOffsetOfK>
 void column_values(const CodeTile& t, const Code* src, int rows, int64_t cols, float* dst, int ld) {
   constexpr int kMost = 64;
   LOWBIT_ASSERT(rows <= kMost);
-  float scales[kMost], offsets[kMost] = {};
-  for (int r = 0; r < rows; ++r) scales[r] = t.scale[r * t.scale_row];
-  for (int r = 0; r < rows && t.offset; ++r) offsets[r] = t.offset[r * t.offset_row];
-  std::fill(scales + rows, scales + kMost, 0.f);
+  float scales[kMost] = {}, offsets[kMost] = {};
+  for (int r = 0; r < rows && !kScaleOfK; ++r) scales[r] = t.scale[r * t.scale_row];
+  for (int r = 0; r < rows && kOffset && !kOffsetOfK; ++r) offsets[r] = t.offset[r * t.offset_row];
   const __m256 shift = _mm256_set1_ps(t.shift);
-  const int64_t readable = (cols - 1) * t.col + rows - 8;  // from here on fewer than eight are left
-  for (int64_t k = 0; k < cols; ++k) {
-    _mm_prefetch(reinterpret_cast<const char*>(src + (k + kAhead) * t.col), _MM_HINT_T0);
+  const auto one_k = [&](int64_t k, auto codes) {
+    __m256 scale, offset;
+    if constexpr (kScaleOfK) scale = _mm256_set1_ps(t.scale[k * t.scale_col]);
+    if constexpr (kOffsetOfK) offset = _mm256_set1_ps(t.offset[k * t.offset_col]);
     for (int r = 0; r < rows; r += 8) {
-      const Code* p = src + k * t.col + r;
-      Code rest[8] = {};
-      if (k * t.col + r > readable) std::copy_n(p, std::min(8, rows - r), rest), p = rest;
-      const __m256 s = t.scale_col ? _mm256_set1_ps(t.scale[k * t.scale_col]) : _mm256_loadu_ps(scales + r);
-      __m256 v = _mm256_mul_ps(s, _mm256_add_ps(eight_codes(p), shift));
-      if (t.offset)
-        v = _mm256_add_ps(
-            v, t.offset_col ? _mm256_set1_ps(t.offset[k * t.offset_col]) : _mm256_loadu_ps(offsets + r));
+      if constexpr (!kScaleOfK) scale = _mm256_loadu_ps(scales + r);
+      __m256 v = _mm256_mul_ps(scale, _mm256_add_ps(codes(src + k * t.col + r, r), shift));
+      if constexpr (kOffset && !kOffsetOfK) offset = _mm256_loadu_ps(offsets + r);
+      if constexpr (kOffset) v = _mm256_add_ps(v, offset);
       _mm256_storeu_ps(dst + k * ld + r, v);
     }
+  };
+  // Eight may be read wherever another column of them follows.
+  const int64_t whole = t.col >= 8 ? cols - 1 : 0;
+  for (int64_t k = 0; k < whole; ++k) {
+    _mm_prefetch(reinterpret_cast<const char*>(src + (k + kAhead) * t.col), _MM_HINT_T0);
+    one_k(k, [](const Code* p, int) { return eight_codes(p); });
   }
+  for (int64_t k = whole; k < cols; ++k)
+    one_k(k, [&](const Code* p, int r) { return codes_left(p, rows - r); });
+}
+
+template <class Code>
+void column_values(const CodeTile& t, const Code* src, int rows, int64_t cols, float* dst, int ld) {
+  const bool scale_of_k = t.scale_col != 0, offset_of_k = t.offset_col != 0;
+  const auto run = [&](auto of_k) {
+    constexpr bool kOfK = decltype(of_k)::value;
+    if (!t.offset) return column_values<Code, kOfK, false, false>(t, src, rows, cols, dst, ld);
+    if (offset_of_k) return column_values<Code, kOfK, true, true>(t, src, rows, cols, dst, ld);
+    column_values<Code, kOfK, true, false>(t, src, rows, cols, dst, ld);
+  };
+  scale_of_k ? run(std::true_type{}) : run(std::false_type{});
 }
 
 #endif
