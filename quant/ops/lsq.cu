@@ -114,39 +114,20 @@ void finish_cuda(const LsqFinishArgs& a, Stream stream) {
   if (a.out.wanted()) cuda::launch("fake_quant_lsq.finish", finish_kernel, 1, kThreads, stream, a);
 }
 
-/// One warp, one group: the list of chunk sums by the row rule, then what follows from the sum.
+/// What follows from the sum over the only group.
 template <int K>
-__global__ void finish_list_kernel(const __grid_constant__ LsqFinishArgs a, const Pack<float, K>* list,
-                                   int64_t n) {
-  const auto s = cuda::detail::sum_chunk(0, n, cuda::WarpRow::lane(), [list](int64_t i) { return list[i]; });
-  if (threadIdx.x == 0) {
-    float* const sums = lsq_data<float>(a.sums);
-    sums[0] = s[0];
-    if constexpr (K == 3) sums[1] = s[1], sums[2] = s[2];
+struct Finish {
+  LsqFinishArgs a;
+  __device__ void operator()(const Pack<float, K>& s) const {
+    if (threadIdx.x == 0) {
+      float* const sums = lsq_data<float>(a.sums);
+      sums[0] = s[0];
+      if constexpr (K == 3) sums[1] = s[1], sums[2] = s[2];
+    }
+    __syncthreads();
+    finish_block(a);
   }
-  __syncthreads();
-  finish_block(a);
-}
-
-/// The sum over the only group: lists of chunk sums as cuda::sum has them, the last one with the finish.
-template <class F>
-void one_group(const LsqBwdArgs& a, const F& f, float* work, Stream stream) {
-  constexpr int K = PackOf<F, int64_t>::K;
-  using S = Pack<float, K>;
-  using List = cuda::detail::ListElement<S>;
-  constexpr int warps = cuda::detail::kBlockWarps, threads = warps * kLanes;
-  S* list = reinterpret_cast<S*>(work);
-  int64_t n = std::max<int64_t>(1, ceil_div(a.c.inner, kChunk));
-  cuda::launch("fake_quant_lsq.bwd", cuda::detail::sum_kernel<F, S>, unsigned(ceil_div(n, warps)), threads,
-               stream, a.c.inner, f, list);
-  for (; n > kChunk; n = ceil_div(n, kChunk)) {
-    cuda::launch("fake_quant_lsq.bwd", cuda::detail::sum_kernel<List, S>,
-                 unsigned(ceil_div(ceil_div(n, kChunk), warps)), threads, stream, n, List{list}, list + n);
-    list += n;
-  }
-  cuda::launch("fake_quant_lsq.bwd", finish_list_kernel<K>, 1, kLanes, stream,
-               LsqFinishArgs{a.c, a.sums, a.out}, list, n);
-}
+};
 
 template <MaskRule M, bool Edges, class S>
 void backward_masked(const LsqBwdArgs& a, Stream stream) {
@@ -159,7 +140,8 @@ void backward_masked(const LsqBwdArgs& a, Stream stream) {
     const Element<M, true, S> all{e.c, e.gy, e.dx, e.tie};
     cuda::columns(c.outer, groups, all, work, stream, sums, sums + groups, sums + 2 * groups);
   } else if (runs == 1) {
-    return one_group(a, e, work, stream);
+    const Finish<Edges ? 3 : 1> finish{{a.c, a.sums, a.out}};
+    return cuda::sum_then("fake_quant_lsq.bwd", c.inner, e, work, finish, stream);
   } else {
     cuda::rows(runs, c.inner, Run<M, Edges, S>{e, partial}, stream);
     cuda::columns(c.outer, groups, RunSum{partial, groups, runs}, work, stream, sums, sums + groups,

@@ -66,6 +66,9 @@ T __shfl_xor_sync(unsigned mask, T value, int with) {
   return __shfl_sync(mask, value, cuda_emulation::lane() ^ with);
 }
 
+inline void __threadfence() {}
+inline unsigned atomicAdd(unsigned* to, unsigned value) { return std::exchange(*to, *to + value); }
+
 inline uint32_t __vsub4(uint32_t a, uint32_t b) {
   uint32_t r = 0;
   for (int i = 0; i < 32; i += 8) r |= uint32_t(uint8_t((a >> i) - (b >> i))) << i;
@@ -114,6 +117,7 @@ cudaError_t cudaSetDevice(int device);
 cudaError_t cudaDeviceSynchronize();
 cudaError_t cudaMalloc(void** p, size_t bytes);
 cudaError_t cudaFree(void* p);
+cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t s);
 cudaError_t cudaMallocHost(void** p, size_t bytes);
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t* e, unsigned flags);
 cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t s);

@@ -331,6 +331,13 @@ cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpy
   });
   return cudaSuccess;
 }
+cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t) {
+  start_or_record([=] {
+    Open open;
+    std::memset(to, value, bytes);
+  });
+  return cudaSuccess;
+}
 cudaError_t cudaMemcpyPeerAsync(void* to, int, const void* from, int, size_t bytes, cudaStream_t s) {
   return cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, s);
 }
