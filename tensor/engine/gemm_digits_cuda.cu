@@ -41,6 +41,7 @@ __device__ DigitLine line_of(const GemmArgs& g, const DigitPlan& p, int32_t top,
 __device__ double offset_lane(const GemmArgs& g, const BatchIndex& i, const FloatLine& x, int j) {
   const auto& os = g.b.offset_stride;
   double sum = 0;
+#pragma unroll 8
   for (int64_t k = j; k < g.k; k += detail::kOffsetLanes)
     sum += double(x.x[k * x.step]) * (os.k ? double(g.b.offset[i.offset(os.batch) + k * os.k]) : 1.0);
   return sum;
@@ -78,34 +79,62 @@ __global__ void measure_rows(const __grid_constant__ GemmArgs g, DigitPlan p, in
   if (lane == 0) static_cast<DigitLine*>(g.work)[line] = l;
 }
 
-/// A thread for each line: neighbouring threads read neighbouring lines.
+/// A block measures 32 neighbouring lines, which its warps read side by side; the warps are the lanes of a
+/// column's sum.
+constexpr int kLinesOfBlock = 32, kColumnThreads = kLinesOfBlock * detail::kColumnLanes;
+struct ColumnParts {
+  int32_t top[detail::kColumnLanes][kLinesOfBlock];
+  float squares[detail::kColumnLanes][kLinesOfBlock];
+  int64_t sum[detail::kColumnLanes][kLinesOfBlock];
+  double terms[detail::kOffsetLanes][kLinesOfBlock];
+  DigitLine line[kLinesOfBlock];
+};
+
 __global__ void measure_columns(const __grid_constant__ GemmArgs g, DigitPlan p, int64_t lines) {
-  const int64_t line = blockIdx.x * int64_t(kThreads) + threadIdx.x;
-  if (line >= lines) return;
-  const BatchIndex index = BatchIndex::of(g, line / g.m);
-  const FloatLine x(g, index, line % g.m);
-  int32_t top = 0;
-  float lanes[detail::kColumnLanes] = {}, squares = 0;
-  for (int64_t k = 0; k < g.k; k += detail::kColumnLanes)
+  constexpr int kLanes = detail::kColumnLanes, kAhead = 8;  // loads on their way at a time
+  static_assert(detail::kOffsetLanes == 2 * kLanes);
+  __shared__ ColumnParts of;
+  const int own = int(threadIdx.x) % kLinesOfBlock, lane = int(threadIdx.x) / kLinesOfBlock;
+  const int64_t line = blockIdx.x * int64_t(kLinesOfBlock) + own, count = line < lines ? g.k : 0;
+  const BatchIndex index = BatchIndex::of(g, line < lines ? line / g.m : 0);
+  const FloatLine x(g, index, line < lines ? line % g.m : 0);
+  const auto each = [&](auto f) {  // the lane's values, in order; zeros past the end
+    for (int64_t k = lane; k < count; k += kLanes * kAhead) {
+      float v[kAhead];
 #pragma unroll
-    for (int j = 0; j < detail::kColumnLanes; ++j)
-      if (k + j < g.k) {
-        const float value = x[k + j];
-        top = math::max(top, detail::magnitude_bits(value));
-        lanes[j] += value * value;
-      }
-  for (const float l : lanes) squares += l;
-  DigitLine l = line_of(g, p, top, squares);
+      for (int i = 0; i < kAhead; ++i) v[i] = k + i * kLanes < count ? x[k + i * kLanes] : 0.f;
+#pragma unroll
+      for (int i = 0; i < kAhead; ++i) f(v[i]);
+    }
+  };
+  int32_t top = 0;
+  float squares = 0;
+  each([&](float v) { top = math::max(top, detail::magnitude_bits(v)), squares += v * v; });
+  of.top[lane][own] = top, of.squares[lane][own] = squares;
+  __syncthreads();
+  if (lane == 0) {
+    squares = 0;
+    for (int j = 0; j < kLanes; ++j) top = math::max(top, of.top[j][own]), squares += of.squares[j][own];
+    of.line[own] = line_of(g, p, top, squares);
+  }
+  __syncthreads();
+  DigitLine l = of.line[own];
   int64_t sum = 0;
-  for (int64_t k = 0; k < g.k; ++k) sum += x.fixed(k, l.v);
+  each([&](float v) { sum += int32_t(math::rint(v * l.v)); });
+  of.sum[lane][own] = sum;
+  const bool floats = detail::sums_floats(g.b);
+  if (floats && line < lines)
+    for (const int j : {lane, lane + kLanes}) of.terms[j][own] = offset_lane(g, index, x, j);
+  __syncthreads();
+  if (lane > 0 || line >= lines) return;
+  sum = 0;
+  for (int j = 0; j < kLanes; ++j) sum += of.sum[j][own];
   l.sum = double(sum);
   l.offset = l.factor * l.sum;
-  if (detail::sums_floats(g.b)) {
-    double terms[detail::kOffsetLanes];
-    for (int j = 0; j < detail::kOffsetLanes; ++j) terms[j] = offset_lane(g, index, x, j);
+  if (floats) {
     for (int w = detail::kOffsetLanes / 2; w > 0; w /= 2)
-      for (int j = 0; j < w; ++j) terms[j] += terms[j + w];
-    l.offset = g.alpha * terms[0];
+      for (int j = 0; j < w; ++j) of.terms[j][own] += of.terms[j + w][own];
+    l.offset = g.alpha * of.terms[0][own];
   }
   static_cast<DigitLine*>(g.work)[line] = l;
 }
@@ -217,9 +246,12 @@ void detail::gemm_digits_cuda(GemmArgs g, Stream stream) {
   fold_batches(g);
   const unsigned blocks = cuda::product_blocks(op, g);
   if (blocks == 0) return;
-  const int64_t lines = g.batch[0] * g.batch[1] * g.batch[2] * g.m, each = p.floats_as_rows ? 32 : 1;
-  cuda::launch(op, p.floats_as_rows ? measure_rows : measure_columns,
-               unsigned((lines * each + kThreads - 1) / kThreads), kThreads, stream, g, p, lines);
+  const int64_t lines = g.batch[0] * g.batch[1] * g.batch[2] * g.m;
+  if (p.floats_as_rows)
+    cuda::launch(op, measure_rows, unsigned(ceil_div(lines * 32, kThreads)), kThreads, stream, g, p, lines);
+  else
+    cuda::launch(op, measure_columns, unsigned(ceil_div(lines, kLinesOfBlock)), kColumnThreads, stream, g, p,
+                 lines);
   cuda::launch(op, digit_gemm_kernel, blocks, kProductThreads, stream, g, g.b.hi > 127 ? 128 : 0,
                cuda::word_aligned(g.b));
 }
