@@ -168,8 +168,8 @@ TEST(StepRunnerCuda, LaunchesOfAFourBitStep) {
                 int(rest), int(12 * block + rest));
     RecordProperty(str_cat(method, "_block"), int(block));
     RecordProperty(str_cat(method, "_rest"), int(rest));
-    EXPECT_LE(block, 117);
-    EXPECT_LE(rest, 60);
+    EXPECT_LE(block, 102);
+    EXPECT_LE(rest, 53);
   }
 }
 
