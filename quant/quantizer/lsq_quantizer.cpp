@@ -134,7 +134,7 @@ Tensor LsqQuantizer::grad_scale(const Variable& v) const {
   for (const int n : group_bits()) highest.push_back(Levels::of(n, spec().is_signed).hi);
   const bool l1 = config_.gradient_scale == GradientScale::l1;
   // Nobody need ask for probabilities to know their sum, so that attention can be one kernel.
-  const bool known = l1 && !config_.published_scale && rows_sum_to_one(v);
+  const bool known = l1 && !config_.published_scale && v.numel() > 0 && rows_sum_to_one(v);
   if (l1 && !known)  // all zero: 1, the gradient that it scales is 0
     return l1_factors(v.data().cast(DType::f32), highest, L1Factor::lsq);
   const int64_t groups = int64_t(highest.size());
