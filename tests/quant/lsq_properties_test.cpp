@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "autograd/core/node.h"
+#include "autograd/ops/softmax.h"
 #include "quant/quantizer/lsq_quantizer.h"
 #include "tensor/core/context.h"
 #include "tests/support/golden.h"
@@ -127,6 +128,27 @@ TEST(LsqQuantizer, RecomputationGivesTheSameGradients) {
   const auto a = gradients(false), b = gradients(true);
   ASSERT_EQ(a.size(), 3u);  // x, alpha, beta
   for (size_t i = 0; i < a.size(); ++i) EXPECT_TRUE(equal_bits(a[i], b[i])) << i;
+}
+
+/// The gradient factor of head-wise probabilities is known without a look at them.
+TEST(LsqQuantizer, RowsOfProbabilitiesSumToOne) {
+  const Shape shape{2, 3, 7, 7};
+  const auto gradient = [&](const Variable& p) {
+    LsqQuantizer q(headwise(vvtq_activation(4, false, false), -3, 3));
+    q.set_quant_state(QuantState::learned, "test");
+    q.set_scale(Tensor::full({3}, 0.05));
+    q.fake_quant(p).backward(test::fill("gy", shape, 0, 1));
+    return q.parameters()[1].parameter->var.grad();
+  };
+  const Variable p = softmax(Variable(test::fill("x", shape, 0, 3), true));
+  EXPECT_TRUE(rows_sum_to_one(p));
+  EXPECT_FALSE(rows_sum_to_one(p.detach()));
+  test::expect_close(gradient(p), gradient(p.detach()), 1e-6, 0, "alpha");
+  const Variable none = softmax(Variable(Tensor::zeros({1, 3, 2, 0}), true));
+  LsqQuantizer q(headwise(vvtq_activation(4, false, false), -3, 3));
+  q.set_quant_state(QuantState::learned, "test");
+  q.set_scale(Tensor::full({3}, 0.05));
+  EXPECT_EQ(q.fake_quant(none).numel(), 0);
 }
 
 TEST(LsqQuantizer, FixedScalesGetNoGradient) {

@@ -58,8 +58,8 @@ TEST(Scheme, LeavesTheStoredListOfSlotsInFloat) {
 }
 
 /// What a training step of the model keeps for backward, by op.
-std::map<std::string, size_t> kept_by_step(ImageModel& model, const std::string& scheme, bool qk_reparam) {
-  install(model, load_scheme(scheme, {.qk_reparam = qk_reparam}));
+std::map<std::string, size_t> kept_by_step(ImageModel& model, const Scheme& scheme) {
+  install(model, scheme);
   model.train();
   const Variable images(test::fill("images", {2, 3, 16, 16}, 0, 1));
   (void)model(images);  // scales are chosen from the values
@@ -74,13 +74,19 @@ TEST(Scheme, AttentionIsOneKernelInEveryModel) {
       VitConfig v = small_deit(false);
       v.qk_reparam = qk_reparam;
       VisionTransformer vit(v, 1);
-      EXPECT_TRUE(kept_by_step(vit, name, qk_reparam).contains("attention_probs")) << name << qk_reparam;
+      const Scheme scheme = load_scheme(name, {.qk_reparam = qk_reparam});
+      EXPECT_TRUE(kept_by_step(vit, scheme).contains("attention_probs")) << name << qk_reparam;
       SwinConfig s;  // shifted windows, and a bias for each
       s.image_size = 16, s.patch = 2, s.width = 24, s.window = 2, s.classes = 10;
       s.depths = {2, 2}, s.heads = {3, 6}, s.qk_reparam = qk_reparam;
       SwinTransformer swin(s, 1);
-      EXPECT_TRUE(kept_by_step(swin, name, qk_reparam).contains("attention_probs")) << name << qk_reparam;
+      EXPECT_TRUE(kept_by_step(swin, scheme).contains("attention_probs")) << name << qk_reparam;
     }
+  Scheme headwise = load_scheme("vvtq");
+  for (Rule& r : headwise.rules)
+    if (r.slot == ".*\\.attn\\.probs") r.settings["heads"] = "3", r.settings["axis"] = "-3";
+  VisionTransformer vit(small_deit(false), 1);
+  EXPECT_TRUE(kept_by_step(vit, headwise).contains("attention_probs"));
 }
 
 TEST(Scheme, GoldenCheckpointNamesOfVvtq) {
