@@ -2,6 +2,7 @@
 
 #include "autograd/ops/launch.cuh"
 #include "tensor/engine/pointwise.cuh"
+#include "tensor/hd/row.h"
 
 namespace lowbit {
 namespace {
@@ -12,19 +13,20 @@ struct GatherElement {
   int64_t n;
   __device__ float operator()(int64_t i) const { return table[ids[i / n] * n + i % n]; }
 };
-/// Every table element reads all ids: no atomics, the order of the sums is the position's.
-struct ScatterElement {
-  const float* gy;
-  const int64_t* ids;
-  int64_t count, n;
-  __device__ float operator()(int64_t i) const {
-    const int64_t row = i / n, c = i % n;
-    float sum = 0;
-    for (int64_t p = 0; p < count; ++p)
-      if (ids[p] == row) sum += gy[p * n + c];
-    return sum;
-  }
-};
+constexpr int kThreads = 256;
+
+/// A warp for each row of the table reads all ids: no atomics, the order of the sums is the position's.
+__global__ void scatter_kernel(const float* gy, const int64_t* ids, int64_t count, int64_t n, int64_t rows,
+                               float* table) {
+  const int64_t row = (blockIdx.x * int64_t(kThreads) + threadIdx.x) / kLanes;
+  if (row >= rows) return;
+  const int lane = int(threadIdx.x) % kLanes;
+  float* const to = table + row * n;
+  for (int64_t c = lane; c < n; c += kLanes) to[c] = 0;
+  for (int64_t p = 0; p < count; ++p)
+    if (ids[p] == row)
+      for (int64_t c = lane; c < n; c += kLanes) to[c] += gy[p * n + c];
+}
 
 void gather_cuda(const GatherRowsArgs& a, Stream stream) {
   cuda::require_f32("gather_rows", a.table);
@@ -32,8 +34,9 @@ void gather_cuda(const GatherRowsArgs& a, Stream stream) {
 }
 void scatter_cuda(const ScatterRowsArgs& a, Stream stream) {
   cuda::require_f32("scatter_rows", a.gy);
-  cuda::pointwise_indexed({a.dtable}, ScatterElement{a.gy.as<float>(), a.ids.as<int64_t>(), a.count, a.n},
-                          stream);
+  if (a.dtable.numel() == 0) return;
+  cuda::launch("scatter_rows", scatter_kernel, unsigned(ceil_div(a.rows * kLanes, kThreads)), kThreads,
+               stream, a.gy.as<float>(), a.ids.as<int64_t>(), a.count, a.n, a.rows, a.dtable.as<float>());
 }
 
 const CudaKernel<GatherRowsArgs> gather(gather_rows, gather_cuda);
