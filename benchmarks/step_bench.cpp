@@ -4,6 +4,8 @@
 //   step_bench --model vit_base_patch16_224 --image-size 176 --depth 2
 //                                                            two layers of BERT-base's shapes, 122 tokens
 //   LOWBIT_THREADS=1 step_bench                              one thread
+//   step_bench --scaling 1                                   steps of one thread and of all in turn, their
+//   ratio
 
 #include <cstdio>
 #include <cstdlib>
@@ -31,6 +33,7 @@ int run(const std::vector<std::string>& args) {
   std::string model_name = "deit_tiny_patch16_224", only;
   double seconds = 5;
   int64_t batch = 8;
+  bool scaling = false;
   ModelChanges changes;
   for (size_t i = 0; i + 1 < args.size(); i += 2) {
     if (args[i] == "--model")
@@ -41,6 +44,8 @@ int run(const std::vector<std::string>& args) {
       seconds = std::atof(args[i + 1].c_str());
     else if (args[i] == "--batch")
       batch = std::atoll(args[i + 1].c_str());
+    else if (args[i] == "--scaling")
+      scaling = args[i + 1] != "0";
     else if (args[i] == "--depth")
       changes.depth = std::atoll(args[i + 1].c_str());
     else if (args[i] == "--image-size")
@@ -61,6 +66,20 @@ int run(const std::vector<std::string>& args) {
     ImageModel& model = *built;
     if (v.scheme) install(model, load_scheme(v.scheme, {}));
     model.recompute_blocks = v.recompute;
+    if (scaling) {
+      const ThreadScaling t = time_threads(model, batch, seconds);
+      std::printf(
+          "{\"model\": \"%s\", \"variant\": \"%s\", \"batch\": %lld, \"threads\": %d, \"pairs\": %d, "
+          "\"one_s\": %.5f, "
+          "\"all_s\": %.5f, \"ratio\": %.3f, \"first_quartile\": %.3f, \"third_quartile\": %.3f}\n",
+          model_name.c_str(), v.name, static_cast<long long>(batch), t.threads, t.pairs, t.one, t.all,
+          t.ratio, t.first_quartile, t.third_quartile);
+      char line[200];
+      std::snprintf(line, sizeof line, "%-22s %9.1f %9.1f   %.2f (%.2f … %.2f) %6d\n", v.name, 1e3 * t.one,
+                    1e3 * t.all, t.ratio, t.first_quartile, t.third_quartile, t.pairs);
+      table += line;
+      continue;
+    }
     const StepTiming t = time_steps(model, batch, seconds);
     std::printf(
         "{\"model\": \"%s\", \"depth\": %lld, \"image_size\": %lld, \"variant\": \"%s\", \"batch\": %lld, "
@@ -76,8 +95,12 @@ int run(const std::vector<std::string>& args) {
                   bytes_text(double(t.saved_bytes)).c_str(), bytes_text(double(t.peak_bytes)).c_str());
     table += line;
   }
-  std::printf("%-22s %9s %9s %9s %11s %12s %12s\n%s", "variant", "fwd ms", "bwd ms", "opt ms", "train img/s",
-              "saved", "peak", table.c_str());
+  if (scaling)
+    std::printf("%-22s %9s %9s   %-18s %6s\n%s", "variant", "1 ms", "all ms", "ratio, quartiles", "pairs",
+                table.c_str());
+  else
+    std::printf("%-22s %9s %9s %9s %11s %12s %12s\n%s", "variant", "fwd ms", "bwd ms", "opt ms",
+                "train img/s", "saved", "peak", table.c_str());
   return kExitSuccess;
 }
 

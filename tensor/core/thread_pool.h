@@ -1,5 +1,6 @@
 #pragma once
-// One pool for compute. The partition is static and no kernel's result may depend on it (docs/numerics.md).
+// One pool for compute. The partition follows the clock: no kernel's result may depend on it
+// (docs/numerics.md).
 
 #include <cstdint>
 #include <memory>
@@ -18,8 +19,9 @@ namespace detail {
 void parallel_run(int64_t n, int64_t grain, void (*call)(void*, int64_t, int64_t), void* f);
 }
 
-/// Calls f(begin, end) over a partition of [0, n). Ranges below `grain` items run on the calling thread;
-/// nested calls run serially. Exceptions thrown by f reach the caller.
+/// Calls f(begin, end) over a partition of [0, n), several times in each thread, with at least `grain` items
+/// but for the last; less than twice `grain` items run on the calling thread, in one call. Nested calls run
+/// serially. Exceptions thrown by f reach the caller.
 template <class F>
 void parallel_for(int64_t n, int64_t grain, F&& f) {
   using Fn = std::remove_reference_t<F>;

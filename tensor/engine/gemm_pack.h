@@ -132,9 +132,13 @@ class BlockedProduct {
     if (b_.batches * b_.m * b_.n == 0) return;
     const int threads_used = b_.work < kSerialWork ? 1 : threads();
     if (b_.keep_a && b_.batches == 1) return run_keeping_a(threads_used);
-    if (threads_used == 1 || b_.batches >= 2 * threads_used)
-      parallel_for(b_.batches * b_.tiles(), threads_used == 1 ? b_.batches * b_.tiles() : 1,
-                   [&](int64_t begin, int64_t end) { run_batches(begin, end); });
+    const int64_t tiles = b_.tiles();
+    if (threads_used == 1)
+      run_batches(0, b_.batches * tiles);
+    else if (b_.batches >= 8 * threads_used)  // enough to share them whole: B of each is packed once
+      parallel_for(b_.batches, 1, [&](int64_t b0, int64_t b1) { run_batches(b0 * tiles, b1 * tiles); });
+    else if (b_.batches >= 2 * threads_used)
+      parallel_for(b_.batches * tiles, 1, [&](int64_t begin, int64_t end) { run_batches(begin, end); });
     else
       for (int64_t i = 0; i < b_.batches; ++i) run_shared(i, threads_used);
   }

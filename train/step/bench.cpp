@@ -19,17 +19,24 @@
 namespace lowbit {
 namespace {
 
-/// Seconds; of the processor when one thread does everything, so that other work on the machine costs little.
-double now(Device d) {
+double seconds_of(clockid_t clock) {
   timespec t{};
-  clock_gettime(threads() == 1 && !d.is_cuda() ? CLOCK_PROCESS_CPUTIME_ID : CLOCK_MONOTONIC, &t);
+  clock_gettime(clock, &t);
   return double(t.tv_sec) + 1e-9 * double(t.tv_nsec);
 }
 
-double median(std::vector<double> v) {
-  std::nth_element(v.begin(), v.begin() + std::ptrdiff_t(v.size() / 2), v.end());
-  return v[v.size() / 2];
+/// Seconds; of the processor when one thread does everything, so that other work on the machine costs little.
+double now(Device d) {
+  return seconds_of(threads() == 1 && !d.is_cuda() ? CLOCK_PROCESS_CPUTIME_ID : CLOCK_MONOTONIC);
 }
+
+/// The value that a share of all does not exceed.
+double quantile(std::vector<double> v, double share) {
+  const auto i = size_t(share * double(v.size()));
+  std::nth_element(v.begin(), v.begin() + std::ptrdiff_t(i), v.end());
+  return v[i];
+}
+double median(const std::vector<double>& v) { return quantile(v, 0.5); }
 
 Tensor pattern(const Shape& s, Device d) {
   Tensor t = Tensor::empty(s);
@@ -145,6 +152,35 @@ StepTiming time_steps(ImageModel& model, int64_t batch, double seconds, bool gra
   model.eval();
   NoGrad off;
   r.eval = timed(seconds / 4, d, [&] { model(data.images); });
+  return r;
+}
+
+ThreadScaling time_threads(ImageModel& model, int64_t batch, double seconds) {
+  const PatternBatch data(model.config(), batch, {});
+  ParameterArena arena(model.parameters());
+  Optimizer optimizer(arena, {});
+  model.train();
+  ThreadScaling r{.threads = threads()};
+  const auto step = [&](int n) {
+    set_threads(n);
+    const double begin = seconds_of(CLOCK_MONOTONIC);
+    optimizer.zero_grad();
+    timed_pass(model, data);
+    optimizer.step(1e-5);
+    return seconds_of(CLOCK_MONOTONIC) - begin;
+  };
+  std::vector<double> one, all, ratio;
+  const double end = seconds_of(CLOCK_MONOTONIC) + seconds;
+  for (int pair = 0; pair < 5 || seconds_of(CLOCK_MONOTONIC) < end; ++pair) {
+    const bool swapped = pair % 2;  // a machine that gets slower favours neither
+    const double first = step(swapped ? r.threads : 1), second = step(swapped ? 1 : r.threads);
+    if (pair == 0) continue;
+    one.push_back(swapped ? second : first), all.push_back(swapped ? first : second);
+    ratio.push_back(one.back() / all.back());
+  }
+  set_threads(r.threads);
+  r.pairs = int(ratio.size()), r.one = median(one), r.all = median(all), r.ratio = median(ratio);
+  r.first_quartile = quantile(ratio, 0.25), r.third_quartile = quantile(ratio, 0.75);
   return r;
 }
 

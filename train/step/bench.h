@@ -23,6 +23,15 @@ struct StepTiming {
 /// graph too. The model is changed.
 StepTiming time_steps(ImageModel& model, int64_t batch, double seconds, bool graph = true);
 
+struct ThreadScaling {
+  int threads = 0, pairs = 0;
+  double one = 0, all = 0;  ///< seconds of a step with one thread and with `threads`, medians
+  double ratio = 0, first_quartile = 0, third_quartile = 0;  ///< one / all in pairs of neighbouring steps
+};
+/// Steps of AdamW on the CPU, one thread and all threads in turn for about `seconds`, by the clock on the
+/// wall. The model is changed.
+ThreadScaling time_threads(ImageModel& model, int64_t batch, double seconds);
+
 struct StepEstimate {
   double seconds = 0;      ///< of one step at `batch`
   size_t saved_bytes = 0;  ///< kept for backward, scaled to `batch`

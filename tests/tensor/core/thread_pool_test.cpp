@@ -8,6 +8,8 @@
 #include <thread>
 #include <vector>
 
+#include "tensor/hd/row.h"
+
 namespace lowbit {
 namespace {
 
@@ -21,25 +23,32 @@ TEST_P(ThreadPool, EveryItemOnceForAnyLengthAndGrain) {
   for (int64_t n : {0, 1, 2, 3, 7, 100, 1001}) {
     for (int64_t grain : {0, 1, 3, 100, 5000}) {
       std::vector<std::atomic<int>> seen(static_cast<size_t>(n));
-      std::atomic<int> parts{0};
+      std::atomic<int> short_parts{0};
       parallel_for(n, grain, [&](int64_t b, int64_t e) {
-        ++parts;
+        ASSERT_LT(b, e);
+        if (e - b < grain) ++short_parts;
         for (int64_t i = b; i < e; ++i) ++seen[size_t(i)];
       });
       for (auto& s : seen) ASSERT_EQ(s, 1);
-      EXPECT_LE(parts, GetParam());
-      if (grain > n) {
-        EXPECT_LE(parts, 1);
-      }
+      EXPECT_LE(short_parts, 1);  // the last one
     }
   }
 }
 
+/// Runs f once in each of n threads: an item ends when all have begun.
+template <class F>
+void in_every_thread(int n, F f) {
+  std::atomic<int> begun{0};
+  parallel_for(n, 1, [&](int64_t b, int64_t e) {
+    ASSERT_EQ(e, b + 1);
+    f(b);
+    for (++begun; begun < n;) std::this_thread::yield();
+  });
+}
+
 TEST_P(ThreadPool, UsesThatManyThreads) {
   std::vector<std::thread::id> ids(static_cast<size_t>(GetParam()));
-  parallel_for(GetParam(), 1, [&](int64_t b, int64_t e) {
-    for (int64_t i = b; i < e; ++i) ids[size_t(i)] = std::this_thread::get_id();
-  });
+  in_every_thread(GetParam(), [&](int64_t i) { ids[size_t(i)] = std::this_thread::get_id(); });
   EXPECT_EQ(std::set<std::thread::id>(ids.begin(), ids.end()).size(), size_t(GetParam()));
   EXPECT_EQ(threads(), GetParam());
 }
@@ -78,6 +87,22 @@ TEST_P(ThreadPool, NestedCallsRunSerially) {
   }
 }
 
+TEST_P(ThreadPool, AThreadThatIsHeldUpLeavesItsShareToTheOthers) {
+  if (GetParam() == 1) return;
+  constexpr int64_t n = 64;
+  std::atomic<int64_t> others{0}, held{0};
+  parallel_for(n, 1, [&](int64_t b, int64_t e) {
+    if (b == 0) {
+      held = e;
+      while (others < n - e) std::this_thread::yield();
+    } else {
+      others += e - b;
+    }
+  });
+  EXPECT_EQ(others + held, n);
+  EXPECT_LE(held, ceil_div(ceil_div(n, GetParam()), 2));  // at most half a share
+}
+
 TEST_P(ThreadPool, ManyShortRegions) {
   int64_t total = 0;
   for (int k = 0; k < 2000; ++k) {
@@ -101,11 +126,9 @@ TEST_P(ThreadPool, SeveralCallingThreadsAreServed) {
 
 TEST_P(ThreadPool, DenormalsAreFlushedInEveryThread) {
   std::vector<float> result(size_t(GetParam()), 1.0f);
-  parallel_for(GetParam(), 1, [&](int64_t b, int64_t e) {
-    for (int64_t i = b; i < e; ++i) {
-      volatile float tiny = 0x1p-126f, half = 0.5f;
-      result[size_t(i)] = tiny * half;
-    }
+  in_every_thread(GetParam(), [&](int64_t i) {
+    volatile float tiny = 0x1p-126f, half = 0.5f;
+    result[size_t(i)] = tiny * half;
   });
   for (float r : result) EXPECT_EQ(r, 0.0f);
 }
