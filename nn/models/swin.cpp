@@ -2,9 +2,8 @@
 
 #include <numeric>
 
-#include "autograd/ops/broadcast.h"
-#include "autograd/ops/drop_path.h"
 #include "autograd/ops/reduce.h"
+#include "autograd/ops/residual.h"
 #include "autograd/ops/shape.h"
 
 namespace lowbit {
@@ -78,8 +77,8 @@ SwinBlock::SwinBlock(const SwinConfig& c, int64_t stage, int64_t index, double d
 
 Variable SwinBlock::operator()(const Variable& input) {
   const double rate = training() ? drop_path_ : 0;
-  const Variable x = attn_sum_(add(input, drop_path(attn_(norm1_(input)), rate)));
-  return mlp_sum_(add(x, drop_path(mlp_(norm2_(x)), rate)));
+  const Variable x = attn_sum_(residual(input, attn_(norm1_(input)), rate));
+  return mlp_sum_(residual(x, mlp_(norm2_(x)), rate));
 }
 
 PatchMerging::PatchMerging(int64_t width, double eps, bool bias, Generator& g)

@@ -4,7 +4,7 @@
 #include <cmath>
 
 #include "autograd/ops/broadcast.h"
-#include "autograd/ops/drop_path.h"
+#include "autograd/ops/residual.h"
 #include "autograd/ops/shape.h"
 #include "nn/core/init.h"
 
@@ -30,8 +30,8 @@ VitBlock::VitBlock(const VitConfig& c, double drop_path, Generator& g)
 
 Variable VitBlock::operator()(const Variable& input) {
   const double rate = training() ? drop_path_ : 0;
-  const Variable x = attn_sum_(add(input, drop_path(attn_(norm1_(input)), rate)));
-  return mlp_sum_(add(x, drop_path(mlp_(norm2_(x)), rate)));
+  const Variable x = attn_sum_(residual(input, attn_(norm1_(input)), rate));
+  return mlp_sum_(residual(x, mlp_(norm2_(x)), rate));
 }
 
 VisionTransformer::VisionTransformer(const VitConfig& c, uint64_t seed)
