@@ -91,8 +91,15 @@ bool LsqQuantizer::initialised() const { return known_state_.of(init_state_)[0] 
 void LsqQuantizer::clamp_bits() {
   std::vector<float> bits = known_bits_.of(nbits_.data());
   for (float& n : bits) n = std::min(std::max(n, float(kMinBits)), float(kMaxBits));
-  if (bits != known_bits_.of(nbits_.data()))
-    nbits_.mutable_data().copy_from(Tensor::from(std::span<const float>(bits), nbits_.shape()));
+  if (bits == known_bits_.of(nbits_.data())) return;
+  nbits_.mutable_data().copy_from(Tensor::from(std::span<const float>(bits), nbits_.shape()));
+  known_bits_.tell(nbits_.data(), std::move(bits));
+}
+
+std::vector<int> LsqQuantizer::know_widths(std::vector<float> values) {
+  known_bits_.tell(nbits_.data(), std::move(values));
+  clamp_bits();
+  return group_bits();
 }
 
 std::vector<int> LsqQuantizer::group_bits() const {

@@ -49,8 +49,8 @@ LsqConfig lsq_plus(int bits, bool is_weight, bool is_signed);
 /// is used), beta [7] with `offset`, init_state [1]. The names of VVTQ checkpoints. A forward pass first
 /// clamps nbits to [2, 8] and alpha to ≥ 1e-4 in place and initialises from its
 /// own input if init_state is 0; after that it is a pure function. On a device the host waits for nothing in
-/// it, but for the widths where they are trained. Errors  numeric, named after the slot:
-/// values or scales that are not finite
+/// it, but for the widths where they are trained and nobody has told them (know_widths).
+/// Errors  numeric, named after the slot: values or scales that are not finite
 class LsqQuantizer final : public Quantizer {
  public:
   static constexpr int kMinBits = 2, kMaxBits = 8, kSlots = kMaxBits - kMinBits + 1;
@@ -62,7 +62,11 @@ class LsqQuantizer final : public Quantizer {
   void set_scale(const Tensor& s) override;
   double clipped_share(const Tensor& x) const override;
   TrainedScale trained_scale(const Tensor& x) const override;
-  int bits() const override;  ///< the largest of a head-wise quantizer
+  int bits() const override;                         ///< the largest of a head-wise quantizer
+  const Variable& widths() const { return nbits_; }  ///< [1] or [heads], trained or not
+  /// What widths() holds now, read by somebody who reads many; clamps them, as a forward pass does. The host
+  /// waits for nothing in the forward passes until they change again. Returns bits() of every group.
+  std::vector<int> know_widths(std::vector<float> values);
   /// Sets alpha (and beta) from v by `init`.
   void initialise(const Tensor& v);
   const LsqConfig& config() const { return config_; }

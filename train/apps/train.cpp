@@ -220,7 +220,10 @@ void check_ranks_agree(Communicator& ranks, const Trainer& trainer, const DataSe
                 str_cat("weights ", checksum(model.state()), ", ", data.train->size(), " images, ",
                         trainer.images_per_step(), " in an update"),
                 "weights, data and batches");
-  log.info(str_cat(ranks.size(), " processes, an update has ", trainer.images_per_step(), " images"));
+  const bool detour = model.device().is_cuda() && ranks.transport() == "MPI";
+  log.info(str_cat(ranks.size(), " processes, an update has ", trainer.images_per_step(),
+                   " images; gradients are summed over ", ranks.transport(),
+                   detour ? " and the host: NCCL is missing" : ""));
 }
 
 int train_as(const Options& asked, const std::vector<std::string>& command_line, Communicator& ranks,

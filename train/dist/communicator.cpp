@@ -68,7 +68,8 @@ std::unique_ptr<Communicator> open_communicator(const Launch& l, Device device, 
     return mpi;
   }
   auto* open = plugin_function<OpenNccl>("liblowbit_nccl.so", "lowbit_open_nccl", why);
-  LOWBIT_CHECK(open, usage, "ranks", l.size, " processes on GPUs need NCCL (", why, ")");
+  if (!open && mpi) return mpi;
+  LOWBIT_CHECK(open, usage, "ranks", l.size, " processes on GPUs need NCCL, or MPI (", why, ")");
   return std::unique_ptr<Communicator>(open(l, device, limit, mpi.release(), folder));
 }
 

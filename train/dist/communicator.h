@@ -32,7 +32,8 @@ class Communicator {
   virtual ~Communicator() = default;
   virtual int rank() const { return 0; }
   virtual int size() const { return 1; }
-  bool lead() const { return rank() == 0; }  ///< writes files and messages
+  bool lead() const { return rank() == 0; }                    ///< writes files and messages
+  virtual std::string transport() const { return "nothing"; }  ///< for messages
 
   /// The bytes of every rank, one after the other; all ranks give the same number of them.
   virtual std::vector<std::byte> all_gather(std::span<const std::byte> mine);
@@ -55,9 +56,9 @@ class Communicator {
 Communicator& alone();
 
 /// The processes that `l` describes. CPU ranks talk through MPI; GPUs through NCCL, started over MPI where
-/// there is one and else over a file in `folder`, which all nodes must share. `limit` seconds is how long a
-/// rank may keep the others waiting.
-/// Errors  usage: more than one rank, and no MPI for them, with the reason
+/// there is one and else over a file in `folder`, which all nodes must share; without NCCL through MPI and
+/// the host. `limit` seconds is how long a rank may keep the others waiting. Errors  usage: more than one
+/// rank, and no library for them, with the reason
 std::unique_ptr<Communicator> open_communicator(const Launch& l, Device device, double limit,
                                                 const std::string& folder);
 

@@ -1,5 +1,6 @@
-// liblowbit_mpi.so: CPU ranks over MPI. Only non-blocking collectives, so that every wait has an end, notices
-// a rank that failed, and answers those that ask whether this rank is alive.
+// liblowbit_mpi.so: ranks over MPI. Only non-blocking collectives, so that every wait has an end, notices a
+// rank that failed, and answers those that ask whether this rank is alive. What lies on a GPU passes through
+// the host, for machines without NCCL.
 
 #include <dlfcn.h>
 #include <mpi.h>
@@ -45,6 +46,7 @@ class MpiCommunicator final : public Communicator {
   }
   int rank() const override { return rank_; }
   int size() const override { return size_; }
+  std::string transport() const override { return "MPI"; }
 
   std::vector<std::byte> all_gather(std::span<const std::byte> mine) override {
     const std::byte nothing[1] = {};
@@ -60,35 +62,53 @@ class MpiCommunicator final : public Communicator {
     return all;
   }
   void all_to_all(const Tensor& from, Tensor& to) override {
+    const Tensor source = from.to(Device{});
+    Tensor target = on_host(to);
     const int n = count(from.numel() / size_);
     MPI_Request r;
-    check(MPI_Ialltoall(from.data_const<float>(), n, MPI_FLOAT, to.data<float>(), n, MPI_FLOAT, work_, &r),
+    check(MPI_Ialltoall(source.data_const<float>(), n, MPI_FLOAT, target.data<float>(), n, MPI_FLOAT, work_,
+                        &r),
           "all-to-all");
     wait({&r, 1}, "sum of gradients");
+    if (to.device().is_cuda()) to.copy_from(target);
   }
   void all_gather(const Tensor& mine, Tensor& all) override {
+    const Tensor source = mine.to(Device{});
+    Tensor target = on_host(all);
     const int n = count(mine.numel());
     MPI_Request r;
-    check(MPI_Iallgather(mine.data_const<float>(), n, MPI_FLOAT, all.data<float>(), n, MPI_FLOAT, work_, &r),
+    check(MPI_Iallgather(source.data_const<float>(), n, MPI_FLOAT, target.data<float>(), n, MPI_FLOAT, work_,
+                         &r),
           "all-gather");
     wait({&r, 1}, "sum of gradients");
+    if (all.device().is_cuda()) all.copy_from(target);
   }
   void start_sum(Tensor part) override {
+    Sum s{part, part.to(Device{})};
     MPI_Request r;
-    check(
-        MPI_Iallreduce(MPI_IN_PLACE, part.data<float>(), count(part.numel()), MPI_FLOAT, MPI_SUM, work_, &r),
-        "all-reduce");
-    sums_.push_back(r);
+    check(MPI_Iallreduce(MPI_IN_PLACE, s.host.data<float>(), count(part.numel()), MPI_FLOAT, MPI_SUM, work_,
+                         &r),
+          "all-reduce");
+    sums_.push_back(r), summed_.push_back(std::move(s));
     int done = 0;  // lets the sums before this one proceed
     check(MPI_Testall(int(sums_.size()), sums_.data(), &done, MPI_STATUSES_IGNORE), "all-reduce");
   }
   void finish_sums() override {
     wait(sums_, "sum of gradients");
-    sums_.clear();
+    for (Sum& s : summed_)
+      if (s.part.device().is_cuda()) s.part.copy_from(s.host);
+    sums_.clear(), summed_.clear();
   }
   void fail(int code, const std::string& text) noexcept override;
 
  private:
+  struct Sum {
+    Tensor part, host;  ///< on the CPU the same memory
+  };
+  /// Where t is written: itself, or memory for what will be copied into it.
+  static Tensor on_host(const Tensor& t) {
+    return t.device().is_cuda() ? Tensor::empty(t.shape(), t.dtype()) : t;
+  }
   static int count(int64_t n) {
     LOWBIT_CHECK(n <= INT_MAX, value, "mpi", "messages have at most 2^31 - 1 elements (got ", n, ")");
     return int(n);
@@ -114,6 +134,7 @@ class MpiCommunicator final : public Communicator {
   int rank_ = 0, size_ = 1;
   MPI_Comm work_ = MPI_COMM_NULL, notes_ = MPI_COMM_NULL;
   std::vector<MPI_Request> sums_;
+  std::vector<Sum> summed_;  ///< what they belong to
   std::vector<char> alive_;  ///< has answered the last question
   std::string farewell_;     ///< stays while it is being sent, which a dead rank makes forever
   bool failed_ = false, signal_told_ = false;

@@ -84,6 +84,7 @@ class NcclCommunicator final : public Communicator {
   }
   int rank() const override { return rank_; }
   int size() const override { return size_; }
+  std::string transport() const override { return "NCCL"; }
 
   std::vector<std::byte> all_gather(std::span<const std::byte> mine) override {
     if (host_) return host_->all_gather(mine);

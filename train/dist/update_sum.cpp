@@ -5,6 +5,7 @@
 
 #include "autograd/core/grad_hook.h"
 #include "autograd/ops/pointwise.h"
+#include "tensor/core/device_graph.h"
 #include "tensor/core/error.h"
 #include "tensor/engine/accumulate.h"
 
@@ -87,7 +88,8 @@ void UpdateSum::begin(int64_t i) {
 void UpdateSum::backward(int64_t i, const Variable& loss) {
   const int64_t all = micro_batches();
   if (all == 1) return loss.backward();
-  if (!buckets_.empty() && i + 1 == accumulate_) watch_backward();
+  // A graph ends with backward; the sums that it would have started come behind it.
+  if (!buckets_.empty() && i + 1 == accumulate_ && !capturing()) watch_backward();
   scale(loss, 1.0 / double(all)).backward();
   set_gradient_hook({});
   for (Buffer& b : buffers_) b.moves = b.moves || b.value.version() != b.version;
@@ -98,27 +100,39 @@ void UpdateSum::backward(int64_t i, const Variable& loss) {
   if (accumulate_ > 1) gradients_.add(arena_.grads().flat());
 }
 
-void UpdateSum::finish() {
+void UpdateSum::finish_local() {
   if (micro_batches() == 1) return;
+  if (ordered_ && accumulate_ > 1) arena_.grads().flat().copy_from(gradients_.take());
+  const Tensor sum = moved_.take();
+  if (!moved_sum_.defined() || moved_sum_.numel() != sum.numel())
+    moved_sum_ = Tensor::empty(sum.shape(), DType::f32, sum.device());
+  moved_sum_.copy_from(sum);
+  for (size_t s = 0; s < arena_.size(); ++s) arena_.set_has_grad(s, has_grad_[s]);
+}
+
+void UpdateSum::exchange() {
+  if (c_.size() == 1) return;
   if (ordered_) {
-    Tensor& sum = arena_.grads().flat();
-    if (accumulate_ > 1) sum.copy_from(gradients_.take());
-    ordered_sum(c_, sum);
-  } else if (c_.size() > 1) {
+    ordered_sum(c_, arena_.grads().flat());
+  } else {
+    if (!watched_) started_ = 0;
     start_sums(true);
     c_.finish_sums();
-    contributions_ = seen_;
+    if (watched_) contributions_ = seen_;
+    watched_ = false;
   }
   unite_flags();
-  mean_buffers();
+  ordered_sum(c_, moved_sum_);
 }
 
 /// A gradient of some micro-batch (one that carries a term of the weights alone, say) is one of the update.
 void UpdateSum::unite_flags() {
-  const std::vector<char> all = gather(c_, std::span<const char>(has_grad_));
-  for (size_t s = 0; s < arena_.size(); ++s) {
+  std::vector<char> mine(arena_.size());
+  for (size_t s = 0; s < mine.size(); ++s) mine[s] = char(arena_.has_grad(s));
+  const std::vector<char> all = gather(c_, std::span<const char>(mine));
+  for (size_t s = 0; s < mine.size(); ++s) {
     bool has = false;
-    for (size_t r = 0; r < size_t(c_.size()); ++r) has = has || all[r * arena_.size() + s];
+    for (size_t r = 0; r < size_t(c_.size()); ++r) has = has || all[r * mine.size() + s];
     arena_.set_has_grad(s, has);
   }
 }
@@ -145,11 +159,10 @@ Tensor UpdateSum::moved() const {
   return all;
 }
 
-void UpdateSum::mean_buffers() {
+void UpdateSum::complete() {
+  if (micro_batches() == 1 || moved_sum_.numel() == 0) return;
   const NoGrad off;
-  Tensor sum = moved_.take();
-  ordered_sum(c_, sum);
-  const Tensor mean = sum.numel() ? scale(Variable(sum), 1.0 / double(micro_batches())).data() : sum;
+  const Tensor mean = scale(Variable(moved_sum_), 1.0 / double(micro_batches())).data();
   int64_t n = 0;
   for (Buffer& b : buffers_)
     if (b.moves && b.value.dtype() == DType::f32) {
@@ -173,7 +186,7 @@ void UpdateSum::make_buckets() {
 }
 
 void UpdateSum::watch_backward() {
-  started_ = 0;
+  started_ = 0, watched_ = true;
   for (Bucket& b : buckets_) {
     b.open = 0;
     for (size_t s = b.first; s < b.last; ++s) b.open += contributions_[s];

@@ -50,8 +50,13 @@ class UpdateSum {
   void begin(int64_t i);
   /// Backward of its loss, times 1/S.
   void backward(int64_t i, const Variable& loss);
-  /// The arena holds the gradient of the update and the buffers their new values.
-  void finish();
+  // After the last of them, in this order. A step that is captured as a graph calls the first and the last
+  // inside of graphs, and exchange(), where the host waits for other ranks, between them; what there is to
+  // know of the parameters then lies in the arena (ParameterArena::set_has_grad).
+  void finish_local();  ///< the arena holds the sum of this rank
+  void exchange();      ///< that of all ranks, and who has a gradient
+  void complete();      ///< the buffers have their new values
+  void finish() { finish_local(), exchange(), complete(); }
 
  private:
   struct Buffer {
@@ -70,7 +75,6 @@ class UpdateSum {
   void zero_missing(size_t first, size_t last);
   void unite_flags();
   Tensor moved() const;
-  void mean_buffers();
 
   ParameterArena& arena_;
   Communicator& c_;
@@ -78,12 +82,14 @@ class UpdateSum {
   bool ordered_;
   std::vector<Buffer> buffers_;
   TreeSum gradients_, moved_;
+  Tensor moved_sum_;            ///< of the buffers that move, in a place that graphs may know
   std::vector<char> has_grad_;  ///< of a slice: in some micro-batch of this rank
   // Sums while backward runs: buckets from the end of the arena, as backward goes.
   std::vector<Bucket> buckets_;
   std::map<const GradMeta*, std::pair<size_t, size_t>> place_;  ///< slice and bucket
   std::vector<int64_t> contributions_, seen_;                   ///< of a slice: the update before, this one
   size_t started_ = 0;                                          ///< buckets on their way
+  bool watched_ = false;                                        ///< backward has started some of them
 };
 
 }  // namespace lowbit

@@ -2,7 +2,9 @@
 
 #include <cmath>
 
+#include "autograd/core/node.h"
 #include "autograd/ops/broadcast.h"
+#include "autograd/ops/embedding.h"
 #include "autograd/ops/pointwise.h"
 #include "quant/scheme/scheme.h"
 
@@ -27,9 +29,7 @@ Variable bit_operations(ImageModel& model) {
     Variable& v = widths[slot] = Variable(Tensor::full({1}, bits, DType::f32, model.device()));
     const Variable* n = trained_width(*q);
     if (!n || !n->requires_grad()) continue;
-    const float value =
-        n->data().to(Device{}).item<float>();  // rounded with the gradient of the width itself
-    v = add(*n, Variable(Tensor::full({1}, bits - double(value), DType::f32, model.device())));
+    v = add(*n, sub(v, n->detach()));  // rounded with the gradient of the width itself
   }
   const Variable whole(Tensor::full({1}, kFloat, DType::f32, model.device()));
   const auto width = [&](const std::string& slot) {
@@ -45,8 +45,7 @@ Variable bit_operations(ImageModel& model) {
 }
 
 Variable bit_budget_penalty(ImageModel& model, double weight, double budget) {
-  const Variable over = add_scalar(bit_operations(model), -budget);
-  if (over.data().to(Device{}).item<float>() <= 0) return {};
+  const Variable over = relu(add_scalar(bit_operations(model), -budget));
   return scale(mul(over, over), weight);
 }
 
@@ -54,6 +53,37 @@ void fix_bits(ImageModel& model) {
   for (const auto& [slot, q] : quantizers(model))
     for (const NamedParameter& p : q->parameters())
       if (p.name == "nbits") p.parameter->var.set_requires_grad(false);
+}
+
+TrainedWidths::TrainedWidths(ImageModel& model, const ParameterArena& arena) {
+  const Tensor& flat = arena.values().flat();
+  const float* const begin = flat.data_const<float>();
+  std::vector<int64_t> places;
+  for (const auto& [slot, any] : quantizers(model)) {
+    auto* const q = dynamic_cast<LsqQuantizer*>(any);
+    if (!q || !q->widths().requires_grad()) continue;
+    quantizers_.push_back(q);
+    for (int64_t i = 0; i < q->widths().numel(); ++i)
+      places.push_back(q->widths().data().data_const<float>() + i - begin);
+  }
+  if (places.empty()) return;
+  values_ = flat.reshape({flat.numel(), 1});
+  places_ = Tensor::from(std::span<const int64_t>(places), {int64_t(places.size())}, flat.device());
+}
+
+std::string TrainedWidths::look() {
+  if (quantizers_.empty()) return "";
+  const NoGrad off;
+  const std::vector<float> now = index_select(Variable(values_), places_).data().to_vector<float>();
+  std::string text;
+  auto at = now.begin();
+  for (LsqQuantizer* q : quantizers_) {
+    const auto end = at + q->widths().numel();
+    for (const int bits : q->know_widths({at, end}))
+      text += char((q->widths().requires_grad() ? '0' : 'a') + bits);  // fix_bits() changes the step too
+    at = end;
+  }
+  return text;
 }
 
 }  // namespace lowbit

@@ -1,5 +1,6 @@
 #include "train/step/step_runner.h"
 
+#include <algorithm>
 #include <optional>
 
 #include "tensor/core/error.h"
@@ -8,13 +9,6 @@ namespace lowbit {
 namespace {
 
 constexpr int kRehearsals = 2;  ///< the second one already replaces what the first has left behind
-
-void run_eagerly(const StepParts& parts) {
-  parts.begin();
-  parts.compute();
-  parts.prepare();
-  parts.update();
-}
 
 }  // namespace
 
@@ -37,49 +31,104 @@ void StepRunner::reset() {
   in_a_row_ = 0;
 }
 
+/// Rehearsed with the memory of the graph, but for the exchange, which takes its own.
+void StepRunner::run_eagerly(const StepParts& parts, bool rehearse) {
+  std::optional<DevicePool::Scope> memory;
+  const auto enter = [&] {
+    if (rehearse) memory.emplace(*pool_);
+  };
+  enter();
+  parts.begin();
+  parts.compute();
+  memory.reset();
+  if (parts.exchange) parts.exchange();
+  enter();
+  parts.prepare();
+  parts.update();
+}
+
 bool StepRunner::run(const std::string& key, const StepParts& parts) {
-  if (mode_ == Mode::eager) {
-    run_eagerly(parts);
-    return false;
-  }
+  ++steps_;
   in_a_row_ = key == last_ ? in_a_row_ + 1 : 1;
   last_ = key;
   const auto known = graphs_.find(key);
   if (known != graphs_.end()) {
-    parts.prepare();
-    known->second->launch();
+    Recorded& r = known->second;
+    r.used = steps_;
+    if (r.update) {
+      parts.begin();
+      r.compute->launch();
+      parts.exchange();
+      parts.prepare();
+      r.update->launch();
+    } else {
+      parts.prepare();
+      r.compute->launch();
+    }
     return true;
   }
-  if (in_a_row_ > warmup_ && capture(key, parts)) {
-    parts.prepare();
-    graphs_.at(key)->launch();
-    return false;
-  }
-  std::optional<DevicePool::Scope> memory;
-  if (mode_ == Mode::graph && in_a_row_ > warmup_ - kRehearsals) {
-    if (!pool_) pool_ = std::make_unique<DevicePool>(device_);
-    memory.emplace(*pool_);
-  }
-  run_eagerly(parts);
+  if (mode_ == Mode::graph && in_a_row_ > warmup_ && first_launch(key, parts)) return false;
+  const bool rehearse = mode_ == Mode::graph && in_a_row_ > warmup_ - kRehearsals;
+  if (rehearse && !pool_) pool_ = std::make_unique<DevicePool>(device_);
+  run_eagerly(parts, rehearse);
   return false;
 }
 
-/// Nothing has run when it fails, so the step can still be run kernel by kernel.
-bool StepRunner::capture(const std::string& key, const StepParts& parts) {
+/// Null and the reason: it cannot be captured, and nothing of it has run.
+std::unique_ptr<DeviceGraph> StepRunner::capture(const std::function<void()>& work, std::string& why) {
   auto graph = std::make_unique<DeviceGraph>(*pool_);
   try {
-    graph->capture([&] {
-      parts.compute();
-      parts.update();
-    });
+    graph->capture(work);
   } catch (const Error& e) {
     if (e.kind() != ErrorKind::capture || strict_) throw;
-    give_up(e.what());
-    return false;
+    why = e.what();
+    return nullptr;
   }
-  nodes_ = graph->nodes();
-  log_.info(str_cat("the step is captured as a graph of ", nodes_, " kernels and copies"));
-  graphs_[key] = std::move(graph);
+  return graph;
+}
+
+void StepRunner::keep(const std::string& key, Recorded r) {
+  nodes_ = r.compute->nodes() + (r.update ? r.update->nodes() : 0);
+  log_.info(str_cat("the step is captured as a graph of ", nodes_, " kernels and copies",
+                    r.update ? ", in two parts around the sum over the processes" : ""));
+  if (graphs_.size() == kMostKeys)
+    graphs_.erase(std::min_element(graphs_.begin(), graphs_.end(), [](const auto& a, const auto& b) {
+      return a.second.used < b.second.used;
+    }));
+  r.used = steps_;
+  graphs_[key] = std::move(r);
+}
+
+/// Captures the step and runs it. False: it cannot be captured, and nothing has run.
+bool StepRunner::first_launch(const std::string& key, const StepParts& parts) {
+  Recorded r;
+  std::string why;
+  r.compute = capture(
+      [&] {
+        parts.compute();
+        if (!parts.exchange) parts.update();
+      },
+      why);
+  if (!r.compute) return give_up(why), false;
+  if (!parts.exchange) {
+    keep(key, std::move(r));
+    parts.prepare();
+    graphs_.at(key).compute->launch();
+    return true;
+  }
+  parts.begin();
+  r.compute->launch();
+  parts.exchange();
+  parts.prepare();  // only now are the parameters known that any process has a gradient for
+  r.update = capture(parts.update, why);
+  if (!r.update) {
+    r.compute.reset();
+    give_up(why);
+    parts.update();
+    return true;
+  }
+  r.update->launch();
+  keep(key, std::move(r));
   return true;
 }
 

@@ -5,6 +5,7 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "tensor/core/device_graph.h"
 #include "train/metrics/log.h"
@@ -15,19 +16,24 @@ namespace lowbit {
 struct StepParts {
   std::function<void()> begin;    ///< on the host: brings those values up to date, as far as they are known
   std::function<void()> compute;  ///< forward and backward
-  /// On the host: the values that depend on which parameters have a gradient. With a graph those of the step
-  /// that was captured, and there is no begin().
+  /// Empty, or what passes between processes. It is never captured: a wait for another process must end when
+  /// that one is gone, which only the host can see to. So with it a step is two graphs.
+  std::function<void()> exchange;
+  /// On the host: the values that depend on which parameters have a gradient. With one graph for the step
+  /// those of the step that was captured, and there is no begin().
   std::function<void()> prepare;
   std::function<void()> update;  ///< clipping, optimizer, averages
 };
 
-/// One graph for each key, which names everything that decides what a step does: the phase of the run and the
-/// shapes of its batches. A key is run kernel by kernel for `warmup` steps in a row, the last two of them
-/// with the memory of the graph, so that libraries, constants and pools are there; then it is captured. A
-/// short last batch never comes so often in a row. Both ways give the same bits.
+/// One graph, or two around an exchange, for each key, which names everything that decides what a step does:
+/// the phase of the run and the shapes of its batches. A key is run kernel by kernel for `warmup` steps in a
+/// row, the last two of them with the memory of the graph, so that libraries, constants and pools are there;
+/// then it is captured. A short last batch never comes so often in a row. Of more than kMostKeys the one that
+/// was not used for longest is forgotten. Both ways give the same bits.
 class StepRunner {
  public:
   enum class Mode { eager, graph };
+  static constexpr size_t kMostKeys = 8;
   /// `strict`: what cannot be captured is an error; otherwise it is said once and run kernel by kernel.
   StepRunner(Mode mode, Device d, bool strict, Log& log, int warmup = 3);
   /// Whether steps are, or will be, captured.
@@ -41,10 +47,17 @@ class StepRunner {
   void interrupt() { in_a_row_ = 0; }
   /// Forgets what was recorded.
   void reset();
-  int64_t nodes() const { return nodes_; }  ///< of the newest graph
+  int64_t nodes() const { return nodes_; }  ///< of the step that was captured last
 
  private:
-  bool capture(const std::string& key, const StepParts& parts);
+  struct Recorded {
+    std::unique_ptr<DeviceGraph> compute, update;  ///< compute is the whole step where there is no exchange
+    int64_t used = 0;
+  };
+  std::unique_ptr<DeviceGraph> capture(const std::function<void()>& work, std::string& why);
+  void keep(const std::string& key, Recorded r);
+  bool first_launch(const std::string& key, const StepParts& parts);
+  void run_eagerly(const StepParts& parts, bool rehearse);
   Mode mode_;
   Device device_;
   bool strict_;
@@ -53,8 +66,8 @@ class StepRunner {
   std::string last_;
   int in_a_row_ = 0;
   std::unique_ptr<DevicePool> pool_;
-  std::map<std::string, std::unique_ptr<DeviceGraph>> graphs_;
-  int64_t nodes_ = 0;
+  std::map<std::string, Recorded> graphs_;
+  int64_t nodes_ = 0, steps_ = 0;
 };
 
 }  // namespace lowbit

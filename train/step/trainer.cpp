@@ -9,7 +9,6 @@
 #include "tensor/core/context.h"
 #include "train/config/device.h"
 #include "train/report/report.h"
-#include "train/step/bit_budget.h"
 #include "train/step/quantize.h"
 
 namespace lowbit {
@@ -104,6 +103,7 @@ Trainer::Trainer(const Options& o, ImageModel& model, ImageModel* teacher, const
       values_(int64_t(arena_.size()) * kHyperColumns, model.device()),
       runner_(o.text("graph") == "off" ? StepRunner::Mode::eager : StepRunner::Mode::graph, model.device(),
               o.text("graph") == "on", log),
+      widths_(model, arena_),
       monitor_(model, o.flag("track-oscillation"), log),
       epochs_(int64_t(std::llround(schedule_.run_length()))) {
   LOWBIT_CHECK(steps_of(pass_at(0)) > 0, usage, "",

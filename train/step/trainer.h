@@ -20,6 +20,7 @@
 #include "train/optim/ema.h"
 #include "train/optim/optimizer.h"
 #include "train/schedule/epoch_plan.h"
+#include "train/step/bit_budget.h"
 #include "train/step/build.h"
 #include "train/step/evaluate.h"
 #include "train/step/monitor.h"
@@ -77,7 +78,7 @@ class Trainer {
     std::vector<char> has_grad;  ///< of the parameters
   };
   std::string why_eager() const;
-  std::string step_key(const std::vector<Loader::Batch>& parts) const;
+  std::string step_key(const std::vector<Loader::Batch>& parts);
   const std::vector<Loader::Batch>& resident(Resident& r, const std::vector<Loader::Batch>& parts);
   void step(const std::vector<Loader::Batch>& parts);
   void compute(const std::vector<Loader::Batch>& parts);
@@ -124,6 +125,7 @@ class Trainer {
   StepValues values_;
   std::map<std::string, Resident> resident_;  ///< by step_key(); graphs in runner_ refer to it
   StepRunner runner_;
+  TrainedWidths widths_;
   Monitor monitor_;
   std::vector<Quantizer*> quantizers_;
   std::optional<LsqPass> lsq_pass_;  ///< on a device, where it saves kernels

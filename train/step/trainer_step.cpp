@@ -9,7 +9,6 @@
 #include "tensor/core/context.h"
 #include "tensor/core/draws.h"
 #include "train/optim/clip.h"
-#include "train/step/bit_budget.h"
 #include "train/step/trainer.h"
 
 namespace lowbit {
@@ -84,24 +83,24 @@ void Trainer::regularize() {
     mul(dampening_regularizer(model_), Variable(values_.device_dampening())).backward();
   if (o_.flag("learn-bits") && o_.real("bitops-scaler") > 0) {
     const Variable over = bit_budget_penalty(model_, o_.real("bitops-scaler"), o_.real("bitops-budget"));
-    if (over.defined() && over.requires_grad()) over.backward();
+    if (over.requires_grad()) over.backward();
   }
 }
 
 /// Why steps cannot be captured; empty: they can.
 std::string Trainer::why_eager() const {
-  if (!model_.device().is_cuda()) return "";
-  if (ranks_.size() > 1) return "several processes exchange data within a step";
-  if (context().check_finite) return "LOWBIT_CHECK_FINITE reads every result";
-  if (o_.flag("learn-bits")) return "--learn-bits: the host reads the widths in every step";
+  // It ends the run at the first operation whose result is not finite, with name and place, before anything
+  // is computed from it. A graph could only tell afterwards, when the weights are updated already.
+  if (model_.device().is_cuda() && context().check_finite) return "LOWBIT_CHECK_FINITE reads every result";
   return "";
 }
 
-/// Everything that decides which kernels a step starts: shapes, and what is switched on.
-std::string Trainer::step_key(const std::vector<Loader::Batch>& parts) const {
+/// Everything that decides which kernels a step starts: shapes, what is switched on, and trained widths.
+std::string Trainer::step_key(const std::vector<Loader::Batch>& parts) {
   size_t notes = 0;  // a quantizer that was initialised, or changed its state
   for (const Quantizer* q : quantizers_) notes += q->history().size();
-  std::string key = str_cat(notes, values_.bins > 0, values_.dampening > 0, model_.training());
+  std::string key =
+      str_cat(notes, values_.bins > 0, values_.dampening > 0, model_.training(), widths_.look());
   for (const Loader::Batch& b : parts)
     for (const Tensor& t : b.fields) key += t.str();
   return key;
@@ -149,10 +148,11 @@ void Trainer::compute(const std::vector<Loader::Batch>& parts) {
     sum_.backward(i, l);
   }
   if (lsq_pass_) lsq_pass_->flush();
-  sum_.finish();
+  sum_.finish_local();
 }
 
 void Trainer::update() {
+  sum_.complete();
   if (annealing_) annealing_->before_update();
   if (freezing_) freezing_->before_update();
   if (o_.real("clip-grad") > 0)
@@ -178,10 +178,18 @@ void Trainer::step(const std::vector<Loader::Batch>& parts) {
   StepParts p;
   p.begin = [&] { values_.upload(); };
   p.compute = [&] { compute(batches); };
-  p.prepare = [&] {
-    // The parameters that a captured step gives a gradient are those of its capture.
+  // The parameters that a captured step gives a gradient are those of its capture.
+  const auto recall = [&] {
     if (mine)
       for (size_t i = 0; i < mine->has_grad.size(); ++i) arena_.set_has_grad(i, mine->has_grad[i]);
+  };
+  if (ranks_.size() > 1)
+    p.exchange = [&] {
+      recall();
+      sum_.exchange();
+    };
+  p.prepare = [&] {
+    if (!p.exchange) recall();
     if (look && !runner_.captured(key)) monitor_.after_backward(step_ + 1, arena_);
     values_.update = optimizer_.hyper(progress_.lr);
     values_.upload();
@@ -202,6 +210,7 @@ void Trainer::step(const std::vector<Loader::Batch>& parts) {
   else if (model_.device().is_cuda())
     unread_.insert(unread_.end(), results_.begin(), results_.end());
   results_.clear();
+  if (graphs) std::erase_if(resident_, [&](const auto& r) { return !runner_.captured(r.first); });
   ++step_, ++step_in_epoch_;
   if (look) monitor_.after_update(step_);
 }

@@ -1,5 +1,5 @@
-// Several processes on the CPU, started by mpirun: the bits of one process, and a clean end when one of them
-// dies, hangs, fails or is told to stop.
+// Several processes, started by mpirun: the bits of one process, and a clean end when one of them dies,
+// hangs, fails or is told to stop. On the CPU, and with the steps of two devices as graphs.
 
 #include <dirent.h>
 #include <gtest/gtest.h>
@@ -11,6 +11,7 @@
 
 #include "data/soft_label/label_store.h"
 #include "data/soft_label/pack_format.h"
+#include "tensor/core/backend.h"
 #include "tests/train/apps/runs.h"
 
 namespace lowbit::test {
@@ -237,6 +238,50 @@ TEST_F(RanksTest, FastSumsAreClose) {
     for (size_t i = 0; i < a.size(); ++i)
       EXPECT_NEAR(a[i].at("loss").get<double>(), b[i].at("loss").get<double>(), 1e-5) << i;
   }
+}
+
+// ---- two devices
+
+struct RanksCuda : RanksTest {
+  void SetUp() override {
+    RanksTest::SetUp();
+    if (gpu_count() < 2) GTEST_SKIP() << "a device for each of two ranks is needed";
+  }
+  /// An epoch of six updates of four micro-batches.
+  static Words few() {
+    return tiny(48) +
+           Words{"--batch-size", "2", "--global-batch", "8", "--epochs", "1", "--warmup-epochs", "0"};
+  }
+  /// Two ranks with their steps kernel by kernel and as graphs, and one process: the same bits. Captured are
+  /// the steps of the two parts around the sum.
+  void expect_graphs_change_nothing(const Words& words, bool alone = true) {
+    const Words device = words + Words{"--device", "cuda"};
+    for (const char* graph : {"off", "on"}) {
+      const Outcome r = run(2, train(graph, device + Words{"--graph", graph}));
+      ASSERT_EQ(r.code, 0) << r.err;
+      EXPECT_EQ(count(r.err, "in two parts around the sum over the processes"), graph == std::string("on"))
+          << r.err;
+    }
+    expect_equal_results(folder("off"), folder("on"));
+    if (!alone) return;
+    const Outcome one = run(0, train("one", device));
+    ASSERT_EQ(one.code, 0) << one.err;
+    expect_equal_results(folder("one"), folder("on"));
+  }
+};
+
+TEST_F(RanksCuda, FloatSteps) {
+  expect_graphs_change_nothing(tiny() + Words{"--global-batch", "8", "--limit-train", "40", "--clip-grad",
+                                              "1", "--drop-path", "0.3", "--model-ema"});
+}
+
+TEST_F(RanksCuda, QuantizedStepsOfSeveralBatches) {
+  expect_graphs_change_nothing(few() + four_bits() + Words{"--quantizer", "vvtq", "--dampening", "0.1"});
+}
+
+TEST_F(RanksCuda, FastSums) {
+  expect_graphs_change_nothing(few() + four_bits() + Words{"--quantizer", "lsq", "--no-deterministic"},
+                               false);
 }
 
 // ---- the end of a rank

@@ -16,6 +16,7 @@
 #include "tests/support/device_calls.h"
 #include "tests/support/golden.h"
 #include "tests/support/op_case.h"
+#include "train/dist/update_sum.h"
 #include "train/optim/clip.h"
 #include "train/optim/ema.h"
 #include "train/optim/optimizer.h"
@@ -41,8 +42,24 @@ struct Result {
   std::vector<DeviceCalls> calls;  ///< of each step
 };
 
+/// One of two ranks, the other of which has the same numbers.
+struct Twin final : Communicator {
+  using Communicator::all_gather;
+  int size() const override { return 2; }
+  std::vector<std::byte> all_gather(std::span<const std::byte> mine) override {
+    std::vector<std::byte> all(mine.begin(), mine.end());
+    all.insert(all.end(), mine.begin(), mine.end());
+    return all;
+  }
+  void all_to_all(const Tensor& from, Tensor& to) override { all_gather(from.select(0, 0), to); }
+  void all_gather(const Tensor& mine, Tensor& all) override {
+    for (int64_t r = 0; r < 2; ++r) Tensor(all.select(0, r)).copy_from(mine);
+  }
+};
+
 /// Some steps with drop path, a rate that changes, clipping and a running average.
-Result train(std::unique_ptr<ImageModel> model, const Options& o, StepRunner::Mode mode, int steps = kSteps) {
+Result train(std::unique_ptr<ImageModel> model, const Options& o, StepRunner::Mode mode, int steps = kSteps,
+             Communicator& ranks = alone()) {
   const ImageConfig& c = model->config();
   const Shape images{2, c.in_channels, c.image_size, c.image_size};
   quantize(*model, o);
@@ -59,6 +76,7 @@ Result train(std::unique_ptr<ImageModel> model, const Options& o, StepRunner::Mo
   ParameterArena arena(model->parameters());
   Optimizer optimizer(arena, {});
   Ema ema(arena, model->state(), 0.9);
+  UpdateSum sum(arena, model->state(), ranks, 1, true);
   LsqPass lsq(*model);
   StepValues values(int64_t(arena.size()) * kHyperColumns, kGpu);
   Tensor x = Tensor::zeros(images, DType::f32, kGpu), labels = Tensor::zeros({2}, DType::i64, kGpu), loss;
@@ -77,18 +95,21 @@ Result train(std::unique_ptr<ImageModel> model, const Options& o, StepRunner::Mo
     p.compute = [&] {
       const DeviceDraws draws(values.device_draws());
       context().generator.set_state(0);
-      arena.zero_grad();
-      const LsqPass::Scope scales(&lsq, true);
+      sum.begin(0);
+      const LsqPass::Scope scales(&lsq, ranks.size() == 1);
       const Variable l = cross_entropy((*model)(Variable(x)), labels, 0.1);
       loss = l.data();
-      l.backward();
+      sum.backward(0, l);
       lsq.flush();
+      sum.finish_local();
     };
+    if (ranks.size() > 1) p.exchange = [&] { sum.exchange(); };
     p.prepare = [&] {
       values.update = optimizer.hyper(1e-3 * (k + 1));
       values.upload();
     };
     p.update = [&] {
+      sum.complete();
       clip_gradients(arena, ClipMode::norm, 0.5);
       optimizer.step(values.device_update({int64_t(arena.size()), kHyperColumns}));
       ema.update();
@@ -105,15 +126,21 @@ Result train(std::unique_ptr<ImageModel> model, const Options& o, StepRunner::Mo
 
 using Make = std::function<std::unique_ptr<ImageModel>()>;
 
-void expect_graphs_change_nothing(const Make& make, const Options& o) {
-  const Result alone = train(make(), o, StepRunner::Mode::eager),
-               graph = train(make(), o, StepRunner::Mode::graph);
+void expect_graphs_change_nothing(const Make& make, const Options& o, Communicator& ranks = lowbit::alone()) {
+  const Result alone = train(make(), o, StepRunner::Mode::eager, kSteps, ranks),
+               graph = train(make(), o, StepRunner::Mode::graph, kSteps, ranks);
   EXPECT_EQ(graph.losses, alone.losses);
   for (const auto& [name, t] : alone.state) EXPECT_TRUE(equal_bits(t, graph.state.at(name))) << name;
   EXPECT_EQ(alone.replayed, std::vector<bool>(kSteps, false));
   EXPECT_EQ(graph.replayed, (std::vector<bool>{false, false, false, false, true, true, true}));
   if (!counts_device_calls()) return;
   const DeviceCalls& last = graph.calls.back();
+  if (ranks.size() > 1) {  // beside the graphs only the sum
+    EXPECT_EQ(last.graphs, 2);
+    EXPECT_EQ(last.allocations, 0);
+    EXPECT_LE(last.launches + last.copies, 32);
+    return;
+  }
   EXPECT_EQ(last.graphs, 1);
   EXPECT_EQ(last.copies, 1) << "one small upload";
   EXPECT_EQ(last.launches + last.allocations + last.waits, 0);
@@ -141,15 +168,23 @@ TEST(StepRunnerCuda, GraphsOfOfqSteps) {
                                with({{"wbits", "2"}, {"abits", "2"}, {"quantizer", "ofq"}}));
 }
 
+std::unique_ptr<ImageModel> small_sret() {
+  SretConfig c;
+  c.image_size = 16, c.classes = 5, c.base = {8}, c.heads = {2}, c.blocks = {1};
+  c.groups1 = {2}, c.groups2 = {2}, c.drop_path = 0.3, c.dropout = 0.1;
+  return std::make_unique<SretTransformer>(c, 3);
+}
+
 TEST(StepRunnerCuda, GraphsOfBatchNormAndRandomOrders) {
   if (!cuda_present()) GTEST_SKIP() << "no CUDA device";
-  const Make make = [] {
-    SretConfig c;
-    c.image_size = 16, c.classes = 5, c.base = {8}, c.heads = {2}, c.blocks = {1};
-    c.groups1 = {2}, c.groups2 = {2}, c.drop_path = 0.3, c.dropout = 0.1;
-    return std::make_unique<SretTransformer>(c, 3);
-  };
-  expect_graphs_change_nothing(make, with({{"wbits", "32"}, {"abits", "32"}}));
+  expect_graphs_change_nothing(small_sret, with({{"wbits", "32"}, {"abits", "32"}}));
+}
+
+/// Gradients and running statistics pass through a sum between two graphs.
+TEST(StepRunnerCuda, GraphsAroundASum) {
+  if (!cuda_present()) GTEST_SKIP() << "no CUDA device";
+  Twin two;
+  expect_graphs_change_nothing(small_sret, with({{"wbits", "32"}, {"abits", "32"}}), two);
 }
 
 /// A step of DeiT-Tiny's blocks with 4-bit weights and activations: how many kernels a block takes, and the
