@@ -81,8 +81,8 @@ Variable gather(const char* op, const char* table_name, const Variable& table, c
                    " at position ", i, ", ", table_name, "=", table.str(), ")");
     }
   Tensor y = Tensor::empty(shape, table.dtype(), table.device());
-  const int64_t n = rows ? table.numel() / rows : 0;
-  gather_rows({y.mutable_view(), from.view(), id.view(), rows, id.numel(), n}, table.device());
+  const int64_t n = id.numel() ? y.numel() / id.numel() : 0;
+  gather_rows({y.mutable_view(), from.view(), id.view(), rows, id.numel(), n, op}, table.device());
   auto node = std::make_shared<GatherRowsNode>();
   node->op = op;
   node->ids.set(id);

@@ -1,6 +1,7 @@
 #include "autograd/ops/embedding.h"
 
 #include "autograd/ops/launch.cuh"
+#include "tensor/core/index_fault.cuh"
 #include "tensor/engine/pointwise.cuh"
 #include "tensor/hd/row.h"
 
@@ -11,7 +12,11 @@ struct GatherElement {
   const float* table;
   const int64_t* ids;
   int64_t n;
-  __device__ float operator()(int64_t i) const { return table[ids[i / n] * n + i % n]; }
+  cuda::IndexRange rows;
+  __device__ float operator()(int64_t i) const {
+    const int64_t id = ids[i / n];
+    return rows.holds(id, i / n) ? table[id * n + i % n] : 0.f;
+  }
 };
 constexpr int kThreads = 256;
 
@@ -30,7 +35,8 @@ __global__ void scatter_kernel(const float* gy, const int64_t* ids, int64_t coun
 
 void gather_cuda(const GatherRowsArgs& a, Stream stream) {
   cuda::require_f32("gather_rows", a.table);
-  cuda::pointwise_indexed({a.y}, GatherElement{a.table.as<float>(), a.ids.as<int64_t>(), a.n}, stream);
+  const cuda::IndexRange rows{cuda::index_fault(stream.device), a.op, "id", "position", a.rows};
+  cuda::pointwise_indexed({a.y}, GatherElement{a.table.as<float>(), a.ids.as<int64_t>(), a.n, rows}, stream);
 }
 void scatter_cuda(const ScatterRowsArgs& a, Stream stream) {
   cuda::require_f32("scatter_rows", a.gy);

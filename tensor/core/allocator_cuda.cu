@@ -8,6 +8,7 @@
 #include "tensor/core/backend.h"
 #include "tensor/core/caching_allocator.h"
 #include "tensor/core/cuda_runtime.cuh"
+#include "tensor/core/index_fault.cuh"
 
 static_assert(__cplusplus >= 202002L, "the CUDA compiler must run in C++20 mode");
 
@@ -89,10 +90,14 @@ struct Gpu {
   explicit Gpu(int index) : allocator(index) {
     DeviceScope scope(index);
     check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "stream");
+    void* p = nullptr;
+    check(cudaMallocHost(&p, sizeof(IndexFault)), "fault");
+    fault = new (p) IndexFault{};
   }
   CudaAllocator allocator;
   Staging staging;
   cudaStream_t stream = nullptr;
+  IndexFault* fault = nullptr;
 };
 
 /// Created at first use and never destroyed: tensors with static lifetime release into it at exit.
@@ -111,6 +116,17 @@ Gpu& gpu(int index) {
   return *slot;
 }
 
+/// The stream has been waited for.
+void check_indices(Gpu& g) {
+  volatile unsigned& count = g.fault->count;
+  if (count == 0) return;
+  const IndexFault f = *g.fault;
+  count = 0;
+  fail(ErrorKind::value, f.op,
+       str_cat(f.what, "s must be in [0, ", f.end, ") (got ", f.what, " ", f.index, " at ", f.where, " ",
+               f.place, ", found on the device)"));
+}
+
 void transfer(void* dst, Device to, const void* src, Device from, size_t bytes) {
   const int index = to.is_cuda() ? to.index : from.index;
   DeviceScope scope(index);
@@ -122,6 +138,7 @@ void transfer(void* dst, Device to, const void* src, Device from, size_t bytes) 
     check(cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDefault, gpu(index).stream), "to");
   }
   check(cudaStreamSynchronize(gpu(index).stream), "to");
+  if (!to.is_cuda()) check_indices(gpu(index));
 }
 
 int device_count(std::string& why) {
@@ -191,4 +208,7 @@ constexpr CudaBackend backend{device_count,
 [[maybe_unused]] const bool registered = (set_cuda_backend(&backend), true);
 
 }  // namespace
+
+IndexFault* index_fault(Device d) { return gpu(d.index).fault; }
+
 }  // namespace lowbit::cuda
