@@ -55,6 +55,13 @@ void attach(GradMeta& meta, std::shared_ptr<Node> node, std::span<const Variable
   meta.producer = std::move(node);
 }
 
+/// Of what Variable::stored() gave; no variable is bf16 to the tape, so the dtype tells.
+Tensor widened(const Tensor& t) { return t.dtype() == DType::bf16 ? t.cast(DType::f32) : t; }
+Variable variable_of(const Tensor& stored, bool requires_grad) {
+  return stored.dtype() == DType::bf16 ? Variable(Narrow{stored}, requires_grad)
+                                       : Variable(stored, requires_grad);
+}
+
 struct StraightThroughNode final : Node {
   const char* name() const override { return "straight_through"; }
   void backward(const Tensor& gy, GradSink& gx) override { gx.add(0, gy); }
@@ -71,7 +78,7 @@ struct RecomputeNode final : Node {
   void backward(const Tensor& gy, GradSink& gx) override {
     std::vector<Variable> local;
     for (size_t i = 0; i < values.size(); ++i)
-      local.emplace_back(values[i].get(name(), int(i)), bool(differentiable[i]));
+      local.push_back(variable_of(values[i].get(name(), int(i)), bool(differentiable[i])));
     Generator& g = context().generator;
     const uint64_t now = g.state();
     g.set_state(rng);
@@ -116,11 +123,12 @@ void SavedValue::set(const Variable& x) {
   if (can_replay(x))
     producer_ = x.meta()->producer;
   else
-    kept_.set(x.data().packed());
+    kept_.set(x.stored().packed());
 }
-Tensor SavedValue::get(const char* op, int index) const {
+Tensor SavedValue::stored(const char* op, int index) const {
   return producer_ ? producer_->replay() : kept_.get(op, index);
 }
+Tensor SavedValue::get(const char* op, int index) const { return widened(stored(op, index)); }
 
 const Coded& SavedCodes::get(const char* op, int index) const {
   LOWBIT_CHECK(c_.defined(), value, op, "saved input ", index,
@@ -203,6 +211,12 @@ Variable record(std::shared_ptr<const Deferred> y, const Shape& shape, Device de
   attach(*v.meta(), std::move(node), std::span<const Variable>(inputs.begin(), inputs.size()));
   return v;
 }
+Variable record(Narrow y, std::shared_ptr<Node> node, std::initializer_list<Variable> inputs) {
+  if (context().check_finite && node) check_finite(node->name(), y.values.cast(DType::f32));
+  Variable v(std::move(y));
+  attach(*v.meta(), std::move(node), std::span<const Variable>(inputs.begin(), inputs.size()));
+  return v;
+}
 bool may_defer() { return !context().check_finite; }
 Variable record(Tensor y, std::shared_ptr<Node> node, std::initializer_list<Variable> inputs) {
   return record(std::move(y), std::move(node), std::span<const Variable>(inputs.begin(), inputs.size()));
@@ -276,11 +290,11 @@ Variable recompute(const std::function<Variable(std::span<const Variable>)>& f,
   if (!grad_enabled()) return y;
   node->f = f;
   for (const Variable& v : inputs) {
-    node->values.emplace_back(v.data());
+    node->values.emplace_back(v.stored());
     node->differentiable.push_back(v.requires_grad());
   }
   // Parameters captured by f may need gradients although no input does: the node is always kept.
-  Variable out(y.data());
+  Variable out = variable_of(y.stored(), false);
   node->seq = next_seq.fetch_add(1);
   for (const Variable& v : inputs) node->inputs.push_back(v.meta());
   out.meta()->requires_grad = true;

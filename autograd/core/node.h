@@ -42,11 +42,14 @@ class SavedCodes {
 };
 
 /// The value of a variable kept for backward: as a reference to its producer where that can make it again
-/// from what it keeps itself, so that a layer norm's output need not be kept beside its input.
+/// from what it keeps itself, so that a layer norm's output need not be kept beside its input; a narrow value
+/// stays narrow.
 class SavedValue {
  public:
   void set(const Variable& x);
   Tensor get(const char* op, int index) const;  ///< throws like Saved; the same bits in either case
+  /// The same without widening: bf16 where the value was narrow.
+  Tensor stored(const char* op, int index) const;
   void release() { kept_.release(), producer_.reset(); }
   const Tensor& peek() const { return kept_.peek(); }
 
@@ -95,6 +98,7 @@ class Node {
 /// no input requires a gradient or recording is off.
 Variable record(Tensor y, std::shared_ptr<Node> node, std::initializer_list<Variable> inputs);
 Variable record(Coded y, std::shared_ptr<Node> node, std::initializer_list<Variable> inputs);
+Variable record(Narrow y, std::shared_ptr<Node> node, std::initializer_list<Variable> inputs);
 Variable record(Tensor y, std::shared_ptr<Node> node, std::span<const Variable> inputs);
 Variable record(Coded y, std::shared_ptr<Node> node, std::span<const Variable> inputs);
 /// The same with a value that nobody has asked for yet.

@@ -44,6 +44,12 @@ Variable::Variable(Coded codes) : impl_(std::make_shared<Impl>()) {
   impl_->coded = std::move(codes);
 }
 
+Variable::Variable(Narrow data, bool requires_grad) : impl_(std::make_shared<Impl>()) {
+  LOWBIT_ASSERT(data.values.dtype() == DType::bf16);
+  impl_->meta = make_meta(data.values.shape(), DType::f32, data.values.device(), requires_grad);
+  impl_->narrow = std::move(data.values);
+}
+
 Variable::Variable(std::shared_ptr<const Deferred> value, const Shape& shape, Device device)
     : impl_(std::make_shared<Impl>()) {
   impl_->meta = make_meta(shape, DType::f32, device, false);
@@ -62,7 +68,8 @@ void Variable::Impl::make() {
 const Tensor& Variable::data() const {
   LOWBIT_ASSERT(impl_);
   impl_->make();
-  if (!impl_->data.defined()) impl_->data = impl_->coded.dequantize();
+  if (!impl_->data.defined())
+    impl_->data = impl_->narrow.defined() ? impl_->narrow.cast(DType::f32) : impl_->coded.dequantize();
   return impl_->data;
 }
 
@@ -71,6 +78,8 @@ const Coded* Variable::coded() const {
   if (impl_->deferred && impl_->deferred->coded()) impl_->make();
   return impl_->coded.defined() ? &impl_->coded : nullptr;
 }
+
+const Tensor* Variable::narrow() const { return impl_ && impl_->narrow.defined() ? &impl_->narrow : nullptr; }
 
 const Deferred* Variable::deferred() const { return impl_ ? impl_->deferred.get() : nullptr; }
 
@@ -126,6 +135,7 @@ Variable Variable::detach() const {
   v.impl_ = std::make_shared<Impl>();
   v.impl_->data = impl_->data;
   v.impl_->coded = impl_->coded;
+  v.impl_->narrow = impl_->narrow;
   v.impl_->meta = make_meta(shape(), dtype(), device(), false);
   return v;
 }

@@ -1,5 +1,5 @@
 #pragma once
-// Variable: a tensor (or the integer codes of one) plus its place on the tape.
+// Variable: a tensor (or the integer codes of one, or its values in bf16) plus its place on the tape.
 
 #include <memory>
 #include <vector>
@@ -35,20 +35,32 @@ class Deferred {
   virtual Coded codes() const { return {}; }    ///< where coded()
 };
 
+/// An f32 value that was rounded to bf16 and is stored so: activations where Context::gemm is bf16
+/// (docs/numerics.md, rule 7). To the tape it is f32, and so are its gradients.
+struct Narrow {
+  Tensor values;  ///< bf16
+};
+
 class Variable {
  public:
   Variable() = default;
   explicit Variable(Tensor data, bool requires_grad = false);
   /// A leaf holding codes; for inference and tests.
   explicit Variable(Coded codes);
+  explicit Variable(Narrow data, bool requires_grad = false);
   /// An f32 value of this shape that nobody has asked for yet.
   Variable(std::shared_ptr<const Deferred> value, const Shape& shape, Device device);
 
   bool defined() const { return impl_ != nullptr; }
-  /// The value as floats. A coded variable is dequantized on first use and the result kept.
+  /// The value as floats. A coded variable is dequantized, a narrow one widened on first use and the result
+  /// kept.
   const Tensor& data() const;
   /// The integer codes, or null for an ordinary variable.
   const Coded* coded() const;
+  /// The value as bf16 where it is stored so, or null.
+  const Tensor* narrow() const;
+  /// The value without widening: narrow() where there is one, else data().
+  const Tensor& stored() const { return narrow() ? *narrow() : data(); }
   /// What makes the value, or null when it is there.
   const Deferred* deferred() const;
   /// Replaces the value of a leaf (same shape); for loading and initialisation.
@@ -84,6 +96,7 @@ class Variable {
 struct Variable::Impl {
   Tensor data;
   Coded coded;
+  Tensor narrow;
   std::shared_ptr<const Deferred> deferred;  ///< until data or coded is there
   void make();
   std::shared_ptr<GradMeta> meta;

@@ -9,20 +9,28 @@
 namespace lowbit {
 namespace {
 
-template <class T>
+template <class T, class X = T>
 void backward_typed(const LayerNormBwdArgs& a) {
-  if (a.dx.data) cpu::rows(a.rows, a.n, LayerNormBwdRow<T>(a));
-  if (a.dgamma.data) cpu::columns(a.rows, a.n, LayerNormGainColumn<T>(a), a.dgamma.as<T>(), a.dbeta.as<T>());
+  if (a.dx.data) cpu::rows(a.rows, a.n, LayerNormBwdRow<T, X>(a));
+  if (a.dgamma.data)
+    cpu::columns(a.rows, a.n, LayerNormGainColumn<T, X>(a), a.dgamma.as<T>(), a.dbeta.as<T>());
 }
 
 void forward_cpu(const LayerNormFwdArgs& a, Stream) {
   if (a.x.dtype == DType::f64)
     cpu::rows(a.rows, a.n, LayerNormFwdRow<double>(a));
+  else if (a.x.dtype == DType::bf16)
+    cpu::rows(a.rows, a.n, LayerNormFwdRow<float, bf16>(a));
   else
     cpu::rows(a.rows, a.n, LayerNormFwdRow<float>(a));
 }
 void backward_cpu(const LayerNormBwdArgs& a, Stream) {
-  a.gy.dtype == DType::f64 ? backward_typed<double>(a) : backward_typed<float>(a);
+  if (a.gy.dtype == DType::f64)
+    backward_typed<double>(a);
+  else if (a.x.dtype == DType::bf16)
+    backward_typed<float, bf16>(a);
+  else
+    backward_typed<float>(a);
 }
 
 int64_t row_count(const Tensor& x) { return x.size(-1) ? x.numel() / x.size(-1) : 0; }
@@ -31,8 +39,8 @@ std::shared_ptr<DeferredLayerNorm> prepared(const Tensor& x, const Tensor& gamma
                                             double eps) {
   auto n = std::make_shared<DeferredLayerNorm>();
   n->x = x, n->gamma = gamma, n->beta = beta, n->eps = eps;
-  n->mean = Tensor::empty({row_count(x)}, x.dtype(), x.device());
-  n->rstd = Tensor::empty({row_count(x)}, x.dtype(), x.device());
+  n->mean = Tensor::empty({row_count(x)}, gamma.dtype(), x.device());
+  n->rstd = Tensor::empty({row_count(x)}, gamma.dtype(), x.device());
   n->mean_view = n->mean.mutable_view(), n->rstd_view = n->rstd.mutable_view();
   return n;
 }
@@ -88,7 +96,7 @@ LayerNormFwdArgs DeferredLayerNorm::args() const {
   return {{}, mean_view, rstd_view, x.view(), gamma.view(), beta.view(), row_count(x), x.size(-1), eps};
 }
 Tensor DeferredLayerNorm::values() const {
-  Tensor y = Tensor::empty(x.shape(), x.dtype(), x.device());
+  Tensor y = Tensor::empty(x.shape(), gamma.dtype(), x.device());
   LayerNormFwdArgs a = args();
   a.y = y.mutable_view();
   layer_norm_fwd(a, x.device());
@@ -100,12 +108,12 @@ KernelSlot<LayerNormBwdArgs> layer_norm_bwd{"layer_norm.bwd", backward_cpu};
 
 Variable layer_norm(const Variable& v, const Variable& gamma, const Variable& beta, double eps) {
   check_operands(v, gamma, beta, eps);
-  const Tensor x = v.data().packed(), w = gamma.data().packed(), b = beta.data().packed();
+  const Tensor x = v.stored().packed(), w = gamma.data().packed(), b = beta.data().packed();
   auto later = prepared(x, w, b, eps);
   auto node = std::make_shared<LayerNormNode>();
   node->x.set(x), node->mean.set(later->mean), node->rstd.set(later->rstd), node->gamma.set(w);
   node->beta.set(b), node->eps = eps, node->later = later;
-  if (x.device().is_cuda() && x.dtype() == DType::f32 && may_defer())  // on the CPU one pass is no gain
+  if (x.device().is_cuda() && v.dtype() == DType::f32 && may_defer())  // on the CPU one pass is no gain
     return record(std::move(later), x.shape(), x.device(), std::move(node), {v, gamma, beta});
   return record(later->values(), std::move(node), {v, gamma, beta});
 }

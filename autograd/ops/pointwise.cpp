@@ -10,12 +10,17 @@ namespace {
 
 template <class F>
 void forward_cpu(const UnaryFwdArgs<F>& a, Stream) {
-  cpu::pointwise({a.y, a.x}, UnaryFwd<F>{a.f});
+  if (a.x.dtype == DType::bf16)
+    cpu::pointwise_typed<1, false, float, bf16>({a.y, a.x}, UnaryFwd<F>{a.f});
+  else
+    cpu::pointwise({a.y, a.x}, UnaryFwd<F>{a.f});
 }
 template <class F>
 void backward_cpu(const UnaryBwdArgs<F>& a, Stream) {
   if constexpr (F::saves == Saves::nothing)
     cpu::pointwise({a.dx, a.gy}, UnaryBwd<F>{a.f});
+  else if (a.saved.dtype == DType::bf16)
+    cpu::pointwise_typed<1, false, float, float, bf16>({a.dx, a.gy, a.saved}, UnaryBwd<F>{a.f});
   else
     cpu::pointwise({a.dx, a.gy, a.saved}, UnaryBwd<F>{a.f});
 }
@@ -33,7 +38,7 @@ struct UnaryNode final : Node {
   const char* name() const override { return op; }
   void backward(const Tensor& gy, GradSink& gx) override {
     if (!gx.wants(0)) return;
-    const Tensor saved = F::saves == Saves::nothing ? Tensor{} : value.get(op, 0);
+    const Tensor saved = F::saves == Saves::nothing ? Tensor{} : value.stored(op, 0);
     Tensor dx = gradient_over(saved, gx, 0);
     (*kernel)({f, dx.mutable_view(), gy.view(), saved.view()}, gy.device());
     gx.add(0, dx);
@@ -61,8 +66,8 @@ Variable unary(const char* op, F f, const KernelSlot<UnaryFwdArgs<F>>& fwd,
       later->x = v;
       return record(std::move(later), v.shape(), v.device(), std::move(node), {v});
     }
-  const Tensor& x = v.data();
-  Tensor y = Tensor::empty(x.shape(), x.dtype(), x.device());
+  const Tensor& x = v.stored();
+  Tensor y = Tensor::empty(x.shape(), v.dtype(), x.device());
   fwd({f, y.mutable_view(), x.view()}, x.device());
   if (F::saves == Saves::output) node->value.set(Variable(y));
   return record(y, node, {v});
@@ -71,8 +76,8 @@ Variable unary(const char* op, F f, const KernelSlot<UnaryFwdArgs<F>>& fwd,
 }  // namespace
 
 Tensor DeferredGelu::values() const {
-  const Tensor& from = x.data();
-  Tensor y = Tensor::empty(from.shape(), from.dtype(), from.device());
+  const Tensor& from = x.stored();
+  Tensor y = Tensor::empty(from.shape(), x.dtype(), from.device());
   gelu_fwd({pointwise::Gelu{}, y.mutable_view(), from.view()}, from.device());
   return y;
 }

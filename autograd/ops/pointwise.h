@@ -227,13 +227,13 @@ struct Clamp {
   X(pointwise::AddScalar, add_scalar)  \
   X(pointwise::Clamp, clamp)
 
-/// Views of one shape and dtype, any strides.
+/// Views of one shape and dtype, any strides; x may be bf16 beside f32.
 template <class F>
 struct UnaryFwdArgs {
   F f;
   View y, x;
 };
-/// `saved` is x or y as F::saves says; unused for Saves::nothing.
+/// `saved` is x or y as F::saves says, x may be bf16 beside f32; unused for Saves::nothing.
 template <class F>
 struct UnaryBwdArgs {
   F f;
@@ -269,7 +269,7 @@ LOWBIT_UNARY_LIST(LOWBIT_DECLARE_UNARY_SLOTS)
 LOWBIT_UNARY_PARAMETER_LIST(LOWBIT_DECLARE_UNARY_SLOTS)
 #undef LOWBIT_DECLARE_UNARY_SLOTS
 
-/// Shapes  x, y of any shape, f32 or f64
+/// Shapes  x, y of any shape, f32 or f64; a narrow x is read and kept as bf16
 /// Errors  dtype: x is not floating;  value (clamp): lo > hi
 #define LOWBIT_DECLARE_UNARY(F, name) Variable name(const Variable& x);
 LOWBIT_UNARY_LIST(LOWBIT_DECLARE_UNARY)

@@ -4,27 +4,12 @@
 
 #include "autograd/core/node.h"
 #include "autograd/ops/check.h"
+#include "autograd/ops/narrow.h"
 #include "tensor/core/draws.h"
 #include "tensor/engine/pointwise.h"
 
 namespace lowbit {
 namespace {
-
-template <class T>
-void typed(const ResidualArgs& a) {
-  T* const y = a.y.as<T>();
-  const T *const x = a.x.as<T>(), *const branch = a.branch.as<T>();
-  const T q = T(a.keep_probability);
-  cpu::parallel_wide(a.samples * a.n, cpu::kGrain, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end;) {
-      const int64_t b = i / a.n, stop = std::min(end, (b + 1) * a.n);
-      const bool keep = DropPathMath::keep(a.key, b, float(a.keep_probability));
-#pragma omp simd
-      for (int64_t j = i; j < stop; ++j) y[j] = ResidualMath::sum(x[j], branch[j], keep, q);
-      i = stop;
-    }
-  });
-}
 
 struct Sum {
   template <class T>
@@ -33,13 +18,34 @@ struct Sum {
   }
 };
 
+/// Y, X: types of y and x; the branch is of the type of the arithmetic.
+template <class Y, class X>
+void typed(const ResidualArgs& a) {
+  using T = compute_t<Y>;
+  if (!a.drops) return cpu::pointwise_typed<1, false, Y, X, T>({a.y, a.x, a.branch}, Sum{});
+  Y* const y = a.y.as<Y>();
+  const X* const x = a.x.as<X>();
+  const T *const branch = a.branch.as<T>(), q = T(a.keep_probability);
+  cpu::parallel_wide(a.samples * a.n, cpu::kGrain, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end;) {
+      const int64_t b = i / a.n, stop = std::min(end, (b + 1) * a.n);
+      const bool keep = DropPathMath::keep(a.key, b, float(a.keep_probability));
+#pragma omp simd
+      for (int64_t j = i; j < stop; ++j) y[j] = Y(ResidualMath::sum(T(x[j]), branch[j], keep, q));
+      i = stop;
+    }
+  });
+}
+
 void forward_cpu(const ResidualArgs& a, Stream) {
-  if (!a.drops)
-    cpu::pointwise({a.y, a.x, a.branch}, Sum{});
-  else if (a.y.dtype == DType::f64)
-    typed<double>(a);
+  if (a.y.dtype == DType::f64)
+    typed<double, double>(a);
+  else if (a.y.dtype == DType::f32)
+    typed<float, float>(a);
+  else if (a.x.dtype == DType::f32)
+    typed<bf16, float>(a);
   else
-    typed<float>(a);
+    typed<bf16, bf16>(a);
 }
 
 struct ResidualNode final : Node {
@@ -74,10 +80,12 @@ Variable residual(const Variable& x, const Variable& branch, double p) {
   auto node = std::make_shared<ResidualNode>();
   node->p = p;
   if (p > 0) node->key = reserve_draws(uint64_t(x.size(0)));
-  const Tensor from = x.data().packed(), sum = branch.data().packed();
-  Tensor y = Tensor::empty(x.shape(), x.dtype(), x.device());
+  const bool narrow = stores_narrow(x);
+  const Tensor from = (narrow ? x.stored() : x.data()).packed(), sum = branch.data().packed();
+  Tensor y = Tensor::empty(x.shape(), narrow ? DType::bf16 : x.dtype(), x.device());
   const int64_t samples = x.size(0), n = samples ? x.numel() / samples : 0;
   residual_fwd({y.mutable_view(), from.view(), sum.view(), samples, n, p > 0, node->key, 1 - p}, x.device());
+  if (narrow) return record(Narrow{std::move(y)}, std::move(node), {x, branch});
   return record(std::move(y), std::move(node), {x, branch});
 }
 

@@ -1,15 +1,13 @@
 #include "autograd/ops/residual.h"
 
+#include "autograd/ops/launch.cuh"
 #include "tensor/engine/pointwise.cuh"
 
 namespace lowbit {
 namespace {
 
 struct Sum {
-  template <class T>
-  __device__ T operator()(T x, T branch) const {
-    return ResidualMath::sum(x, branch);
-  }
+  __device__ float operator()(float x, float branch) const { return ResidualMath::sum(x, branch); }
 };
 struct DroppedSum {
   RngKey key;
@@ -20,11 +18,23 @@ struct DroppedSum {
   }
 };
 
-void forward_cuda(const ResidualArgs& a, Stream stream) {
+template <class Y, class X>
+void typed(const ResidualArgs& a, Stream stream) {
   if (a.drops)
-    cuda::pointwise_indexed({a.y, a.x, a.branch}, DroppedSum{a.key, float(a.keep_probability), a.n}, stream);
+    cuda::pointwise_typed<1, true, Y, X, float>({a.y, a.x, a.branch},
+                                                DroppedSum{a.key, float(a.keep_probability), a.n}, stream);
   else
-    cuda::pointwise({a.y, a.x, a.branch}, Sum{}, stream);
+    cuda::pointwise_typed<1, false, Y, X, float>({a.y, a.x, a.branch}, Sum{}, stream);
+}
+
+void forward_cuda(const ResidualArgs& a, Stream stream) {
+  cuda::require_f32("residual.fwd", a.branch);
+  if (a.y.dtype == DType::f32)
+    typed<float, float>(a, stream);
+  else if (a.x.dtype == DType::f32)
+    typed<bf16, float>(a, stream);
+  else
+    typed<bf16, bf16>(a, stream);
 }
 
 const CudaKernel<ResidualArgs> forward(residual_fwd, forward_cuda);

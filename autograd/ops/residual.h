@@ -16,7 +16,8 @@ struct ResidualMath {
   }
 };
 
-/// y, x and branch packed [samples, n], one dtype; `drops`: samples are dropped, else the rest is unused.
+/// y, x and branch packed [samples, n], one dtype, but y, or x and y, may be bf16 beside f32; `drops`:
+/// samples are dropped, else the rest is unused.
 struct ResidualArgs {
   View y, x, branch;
   int64_t samples, n;
@@ -29,7 +30,9 @@ extern KernelSlot<ResidualArgs> residual_fwd;
 /// A residual sum with stochastic depth: add(x, drop_path(branch, p)) in one pass, bit for bit.
 /// y_b = x_b + branch_b·k_b / (1 − p),  k_b as in drop_path
 /// Shapes  x, branch, y [B, ...] alike;  0 ≤ p < 1
-/// Grad    dx = gy (shared);  dbranch_b = gy_b·k_b / (1 − p), by the kernel of drop_path; gy where p = 0
+/// Narrow  where Context::gemm is bf16, y is rounded to bf16, once, and stored so; x may be narrow
+/// Grad    straight through the rounding: dx = gy (shared);  dbranch = gy where p = 0, else
+///         gy_b·k_b / (1 − p), by the kernel of drop_path
 /// Mask    that of drop_path: sample b draws Philox word b; p = 0 draws nothing
 /// Saves   the key    Order  none
 /// Source  He et al. 2015; Huang et al. 2016; timm drop_path

@@ -45,6 +45,7 @@ Variable move(const char* op, const Variable& x, const Map& forward, Map inverse
     y.codes = forward(c->codes);
     return record(std::move(y), std::move(node), {x});
   }
+  if (x.narrow()) return record(Narrow{forward(*x.narrow())}, std::move(node), {x});
   return record(forward(x.data()), std::move(node), {x});
 }
 

@@ -53,6 +53,7 @@ Variable move(const Variable& x, const WindowGrid& g, bool to_windows) {
   LOWBIT_CHECK(g.size > 0 && 0 <= g.shift_y && g.shift_y < g.size && 0 <= g.shift_x && g.shift_x < g.size,
                value, node->name(), "shifts must lie in [0, size) (got size=", g.size, ", shift=", g.shift_y,
                ", ", g.shift_x, ")");
+  if (x.narrow()) return record(Narrow{moved(*x.narrow(), g, to_windows)}, std::move(node), {x});
   return record(moved(x.data(), g, to_windows), std::move(node), {x});
 }
 

@@ -3,6 +3,7 @@
 #include <limits>
 
 #include "autograd/ops/dropout.h"
+#include "autograd/ops/narrow.h"
 #include "autograd/ops/pointwise.h"
 
 namespace lowbit {
@@ -15,8 +16,12 @@ Mlp::Mlp(const Options& o, Generator& g)
       fc2_(child(o.names[1], std::make_unique<Linear>(o.hidden, o.width, true, g))) {}
 
 Variable Mlp::operator()(const Variable& x) {
-  Variable h = fc1_(in_(x));
-  h = options_.relu ? relu(h) : gelu(h);
+  const Variable from = in_(x);
+  Variable h = fc1_(from);
+  if (options_.relu)
+    h = relu(h);
+  else
+    h = gelu(from.coded() ? h : narrowed(h));  // what codes gave is made again or kept as it is
   if (options_.clamp_gelu) h = clamp(h, -std::numeric_limits<double>::infinity(), 1.0);
   if (training()) h = dropout(h, options_.dropout);
   const Variable y = fc2_(hidden_(h));

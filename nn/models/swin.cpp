@@ -2,6 +2,7 @@
 
 #include <numeric>
 
+#include "autograd/ops/narrow.h"
 #include "autograd/ops/reduce.h"
 #include "autograd/ops/residual.h"
 #include "autograd/ops/shape.h"
@@ -120,10 +121,10 @@ SwinTransformer::SwinTransformer(const SwinConfig& c, uint64_t seed) : config_(c
 
 ImageModel::Heads SwinTransformer::heads(const Variable& images) {
   check_images(images);
-  Variable x = (*embed_)(images);  // [B, side, side, C]
+  Variable x = narrowed((*embed_)(images));  // [B, side, side, C]
   for (const Stage& stage : stages_) {
     for (SwinBlock* block : stage.blocks) x = run([block](const Variable& v) { return (*block)(v); }, x);
-    if (stage.downsample) x = (*stage.downsample)(x);
+    if (stage.downsample) x = narrowed((*stage.downsample)(x));
   }
   return {(*head_)((*head_in_)(mean((*norm_)(x), {1, 2}))), {}};
 }

@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "autograd/ops/broadcast.h"
+#include "autograd/ops/narrow.h"
 #include "autograd/ops/residual.h"
 #include "autograd/ops/shape.h"
 #include "nn/core/init.h"
@@ -66,7 +67,7 @@ Variable VisionTransformer::features(const Variable& images) {
   std::vector<Variable> parts{expand_batch(cls_token_, batch)};
   if (dist_token_) parts.push_back(expand_batch(*dist_token_, batch));
   parts.push_back(tokens);
-  Variable x = add(concat(parts, 1), pos_embed_);
+  Variable x = narrowed(add(concat(parts, 1), pos_embed_));
   for (VitBlock* block : blocks_) x = run([block](const Variable& v) { return (*block)(v); }, x);
   return (*norm_)(x);
 }

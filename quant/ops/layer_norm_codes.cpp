@@ -12,18 +12,26 @@ struct Count {
   }
 };
 
-template <class Out>
+template <class Out, class X>
 void typed(const LayerNormCodesArgs& a) {
   cpu::rows(a.norm.rows, a.norm.n,
-            LayerNormCodesRow<Out, Count>{
+            LayerNormCodesRow<Out, X, Count>{
                 a.norm, a.quant.c, a.quant.y.as<Out>(), float(a.quant.shift), {a.quant.bad}});
+}
+
+template <class Out>
+void coded(const LayerNormCodesArgs& a) {
+  if (a.norm.x.dtype == DType::bf16)
+    typed<Out, bf16>(a);
+  else
+    typed<Out, float>(a);
 }
 
 void layer_norm_codes_cpu(const LayerNormCodesArgs& a, Stream) {
   if (a.quant.y.dtype == DType::u8)
-    typed<uint8_t>(a);
+    coded<uint8_t>(a);
   else
-    typed<int8_t>(a);
+    coded<int8_t>(a);
 }
 
 }  // namespace

@@ -10,18 +10,27 @@ struct Ignore {
   LOWBIT_HD void operator()(float) const {}
 };
 
-template <class Out>
+template <class Out, class X>
 void typed(const LayerNormCodesArgs& a, Stream stream) {
-  cuda::rows(a.norm.rows, a.norm.n,
-             LayerNormCodesRow<Out, Ignore>{a.norm, a.quant.c, a.quant.y.as<Out>(), float(a.quant.shift), {}},
-             stream);
+  cuda::rows(
+      a.norm.rows, a.norm.n,
+      LayerNormCodesRow<Out, X, Ignore>{a.norm, a.quant.c, a.quant.y.as<Out>(), float(a.quant.shift), {}},
+      stream);
+}
+
+template <class Out>
+void coded(const LayerNormCodesArgs& a, Stream stream) {
+  if (a.norm.x.dtype == DType::bf16)
+    typed<Out, bf16>(a, stream);
+  else
+    typed<Out, float>(a, stream);
 }
 
 void layer_norm_codes_cuda(const LayerNormCodesArgs& a, Stream stream) {
   if (a.quant.y.dtype == DType::u8)
-    typed<uint8_t>(a, stream);
+    coded<uint8_t>(a, stream);
   else
-    typed<int8_t>(a, stream);
+    coded<int8_t>(a, stream);
 }
 
 const CudaKernel<LayerNormCodesArgs> registered(layer_norm_codes, layer_norm_codes_cuda);

@@ -7,6 +7,7 @@
 
 #include "autograd/core/node.h"
 #include "autograd/ops/layer_norm.h"
+#include "autograd/ops/narrow.h"
 #include "autograd/ops/pointwise.h"
 #include "quant/ops/layer_norm_codes.h"
 #include "quant/ops/lsq.h"
@@ -107,7 +108,9 @@ const bool registered = register_op_cases("QuantizedProducer", cases());
 std::vector<Tensor> run(const Form& f, bool asked) {
   std::vector<Variable> in;
   for (const InputSpec& s : inputs(f)) in.emplace_back(make_input(s).to(kGpu), true);
-  const Variable y = quantized(in, f, asked);
+  std::vector<Variable> from = in;
+  from[0] = narrowed(in[0]);  // itself, where products are of f32
+  const Variable y = quantized(from, f, asked);
   y.backward(make_input({.name = "gy", .shape = y.shape()}).to(kGpu));
   std::vector<Tensor> all{y.data().to(Device{})};
   for (const Variable& v : in) all.push_back(v.grad().to(Device{}));
@@ -116,10 +119,13 @@ std::vector<Tensor> run(const Form& f, bool asked) {
 
 TEST(QuantizedProducerCuda, EqualsItsComposition) {
   if (!cuda_present()) GTEST_SKIP() << "no CUDA device";
-  for (const Form& f : forms()) {
-    const std::vector<Tensor> fused = run(f, false), chain = run(f, true);
-    for (size_t i = 0; i < fused.size(); ++i) EXPECT_EQ(difference(fused[i], chain[i]), "") << f.name << i;
-  }
+  for (const MathMode mode : {MathMode::f32, MathMode::bf16})
+    for (const Form& f : forms()) {
+      context().gemm = mode;
+      const std::vector<Tensor> fused = run(f, false), chain = run(f, true);
+      for (size_t i = 0; i < fused.size(); ++i) EXPECT_EQ(difference(fused[i], chain[i]), "") << f.name << i;
+    }
+  context().gemm = MathMode::f32;
 }
 
 /// A norm whose value nobody has asked for has a gradient.
@@ -136,23 +142,26 @@ TEST(QuantizedProducerCuda, BackwardOfAValueThatWasPutOff) {
 
 /// The CPU's kernel is not in use: the row functor of both devices, where defects are easy to look for.
 TEST(LayerNormCodes, EqualsTheTwoPasses) {
-  const Tensor x = make_input({.name = "x", .shape = {9, 33}, .lo = -3, .hi = 3}),
+  const Tensor x16 = make_input({.name = "x", .shape = {9, 33}, .lo = -3, .hi = 3}).cast(DType::bf16),
+               x = x16.cast(DType::f32),
                gamma = make_input({.name = "gamma", .shape = {33}, .lo = 0.5, .hi = 1.5}),
                beta = make_input({.name = "beta", .shape = {33}}), scale = Tensor::full({1}, 0.2);
   Tensor mean = Tensor::empty({9}), rstd = Tensor::empty({9}), codes = Tensor::empty({9, 33}, DType::u8);
   LsqCall c{};
   c.scale = scale.view(), c.lo = -4, c.hi = 3, c.outer = c.groups = 1, c.inner = x.numel();
-  int64_t bad = 0;
-  layer_norm_codes(
-      {{{}, mean.mutable_view(), rstd.mutable_view(), x.view(), gamma.view(), beta.view(), 9, 33, 1e-6},
-       {c, codes.mutable_view(), -4, &bad}},
-      Device{});
   LsqSettings s;
   s.levels = {Levels::of(3, true)};
   const Variable norm = layer_norm(Variable(x), Variable(gamma), Variable(beta), 1e-6),
                  y = fake_quant_lsq(norm, Variable(scale), {}, {}, s);
-  EXPECT_EQ(codes.to_vector<uint8_t>(), y.coded()->codes.to_vector<uint8_t>());
-  EXPECT_EQ(bad, 0);
+  for (const Tensor& from : {x, x16}) {
+    int64_t bad = 0;
+    layer_norm_codes(
+        {{{}, mean.mutable_view(), rstd.mutable_view(), from.view(), gamma.view(), beta.view(), 9, 33, 1e-6},
+         {c, codes.mutable_view(), -4, &bad}},
+        Device{});
+    EXPECT_EQ(codes.to_vector<uint8_t>(), y.coded()->codes.to_vector<uint8_t>());
+    EXPECT_EQ(bad, 0);
+  }
 }
 
 TEST(QuantizedProducer, NamesValuesThatAreNotFinite) {

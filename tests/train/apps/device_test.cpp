@@ -23,6 +23,8 @@ struct Method {
 void PrintTo(const Method& m, std::ostream* out) { *out << m.name; }
 const Method kMethods[] = {
     {"float", {"--model-ema", "--clip-grad", "1"}},
+    {"float_bf16", {"--precision", "bf16", "--drop-path", "0.2"}},
+    {"lsq_bf16", four_bits() + Words{"--quantizer", "lsq", "--precision", "bf16", "--recompute"}},
     {"lsq", four_bits() + Words{"--quantizer", "lsq", "--drop-path", "0.2"}},
     {"vvtq", four_bits() + Words{"--quantizer", "vvtq", "--use-offset", "--bin-regularizer", "--recompute"}},
     {"ofq", four_bits() + Words{"--quantizer", "ofq", "--qk-reparam", "--cga-range", "0.05"}},

@@ -1,0 +1,196 @@
+// Activations stored as bf16 (Context::gemm bf16): the ops that make them and those that read them.
+
+#include "autograd/ops/narrow.h"
+
+#include <gtest/gtest.h>
+
+#include "autograd/core/node.h"
+#include "autograd/ops/layer_norm.h"
+#include "autograd/ops/pointwise.h"
+#include "autograd/ops/reduce.h"
+#include "autograd/ops/residual.h"
+#include "autograd/ops/shape.h"
+#include "autograd/ops/windows.h"
+#include "tests/support/golden.h"
+#include "tests/support/op_case.h"
+
+namespace lowbit::test {
+namespace {
+
+using In = std::span<const Variable>;
+
+class In16 {
+ public:
+  In16() { context().gemm = MathMode::bf16; }
+  ~In16() { context().gemm = before_; }
+  In16(const In16&) = delete;
+
+ private:
+  MathMode before_ = context().gemm;
+};
+Function in16(const Function& f) {
+  return [f](In v) {
+    const In16 mode;
+    return f(v);
+  };
+}
+
+Tensor rounded(const Tensor& t) { return t.cast(DType::bf16).cast(t.dtype()); }
+
+/// Inputs that are bf16 already, so that the function in float64, which rounds nothing, is the same.
+void round_first(std::vector<Tensor>& in) { in[0] = rounded(in[0]); }
+std::vector<InputSpec> one(const Shape& s) { return {{.name = "x", .shape = s}}; }
+std::vector<InputSpec> two(const Shape& s) { return {{.name = "x", .shape = s}, {.name = "b", .shape = s}}; }
+std::vector<InputSpec> norm_inputs(const Shape& s) {
+  return {{.name = "x", .shape = s, .lo = -2, .hi = 3},
+          {.name = "gamma", .shape = {s[-1]}, .lo = 0.5, .hi = 1.5},
+          {.name = "beta", .shape = {s[-1]}}};
+}
+constexpr WindowGrid kGrid{.height = 5, .width = 7, .size = 4, .shift_y = 1, .shift_x = 2};
+
+OpCase residual_case(const char* name, double p, bool narrow_x) {
+  const Function f = [=](In v) { return residual(narrow_x ? narrowed(v[0]) : v[0], v[1], p); };
+  return {.name = name,
+          .inputs = two({9, 7, 11}),
+          .fn = in16(f),
+          .gradient = Gradient::frozen_rounding,
+          .surrogate = [f](std::span<const Tensor>) { return f; },  // straight through: the rounding left out
+          .sizes =
+              [](int64_t n) {
+                return two({n, 3});
+              },
+          .allows_empty = true,
+          .perf = {.inputs = two({64, 197, 192})}};
+}
+
+const bool registered = register_op_cases(
+    "Narrow", {{.name = "narrowed",
+                .inputs = one({6, 7, 5}),
+                .fn = in16([](In v) { return narrowed(v[0]); }),
+                .gradient = Gradient::identity,
+                .sizes = [](int64_t n) { return one({n}); },
+                .allows_empty = true},
+               residual_case("residual", 0, true),
+               residual_case("residual_of_f32", 0, false),
+               residual_case("residual_dropped", 0.3, true),
+               residual_case("residual_of_f32_dropped", 0.3, false),
+               {.name = "layer_norm",
+                .inputs = norm_inputs({3, 5, 192}),
+                .fn = in16([](In v) { return layer_norm(narrowed(v[0]), v[1], v[2], 1e-6); }),
+                .prepare = round_first,
+                .sizes =
+                    [](int64_t n) {
+                      return norm_inputs({n < 100 ? n : 2, n});
+                    },
+                .perf = {.inputs = norm_inputs({64, 197, 192})}},
+               {.name = "gelu",
+                .inputs = one({7, 33}),
+                .fn = in16([](In v) { return gelu(narrowed(v[0])); }),
+                .prepare = round_first,
+                .sizes = [](int64_t n) { return one({n}); },
+                .allows_empty = true,
+                .perf = {.inputs = one({64, 197, 768})}},
+               {.name = "windows",
+                .inputs = one({2, 5, 7, 3}),
+                .fn = in16([](In v) { return window_partition(narrowed(v[0]), kGrid); }),
+                .prepare = round_first}});
+
+TEST(Narrow, OtherPrecisionsRoundNothing) {
+  const Variable x(fill("x", {3, 5}, -1, 1));
+  EXPECT_EQ(narrowed(x).impl(), x.impl());
+  EXPECT_EQ(residual(x, x, 0).narrow(), nullptr);
+  context().gemm = MathMode::tf32;
+  EXPECT_EQ(narrowed(x).impl(), x.impl());
+  EXPECT_EQ(residual(x, x, 0).narrow(), nullptr);
+  context().gemm = MathMode::f32;
+}
+
+TEST(Narrow, IsF32ToTheTape) {
+  const In16 mode;
+  const Variable x(fill("x", {3, 5}, -1, 1), true), y = narrowed(x);
+  EXPECT_EQ(y.dtype(), DType::f32);
+  ASSERT_TRUE(y.narrow());
+  EXPECT_EQ(y.narrow()->dtype(), DType::bf16);
+  EXPECT_EQ(difference(y.data(), rounded(x.data())), "");
+  EXPECT_EQ(narrowed(y).impl(), y.impl()) << "rounded once";
+  EXPECT_TRUE(y.detach().narrow());
+  EXPECT_TRUE(reshape(y, {15}).narrow()) << "moves keep what they move";
+  sum(y, {0, 1}).backward();
+  EXPECT_EQ(x.grad().dtype(), DType::f32);
+}
+
+TEST(Narrow, ResidualRoundsTheSumOnce) {
+  const Tensor x = rounded(fill("x", {40, 7, 3}, -1, 1)), b = fill("b", {40, 7, 3}, -1, 1);
+  const Tensor gy = fill("gy", x.shape(), -1, 1);
+  for (const double p : {0.0, 0.3}) {
+    const auto run = [&] {
+      context().generator = Generator(5);
+      const Variable v(x, true), w(b, true), y = residual(narrowed(v), w, p);
+      y.backward(gy);
+      return std::tuple(y, v.grad(), w.grad(), context().generator.state());
+    };
+    const auto [wide, wide_x, wide_b, wide_state] = run();
+    const In16 mode;
+    const auto [y, dx, db, state] = run();
+    ASSERT_TRUE(y.narrow());
+    EXPECT_EQ(difference(*y.narrow(), wide.data().cast(DType::bf16)), "");
+    EXPECT_EQ(difference(dx, wide_x), "");
+    EXPECT_EQ(difference(db, wide_b), "");
+    EXPECT_EQ(state, wide_state);
+  }
+}
+
+/// Ops that read bf16 have the bits of the same op on the widened values, and keep half.
+void expect_reads(const std::function<Variable(const Variable&)>& op, const Shape& shape) {
+  const In16 mode;
+  const auto run = [&](const Variable& x) {
+    const Variable y = op(x);
+    const auto kept = saved_memory(y);
+    y.backward(fill("gy", y.shape(), -1, 1));
+    size_t bytes = 0;
+    for (const auto& [name, n] : kept) bytes += n;
+    return std::tuple(y.data(), x.grad(), bytes);
+  };
+  const Tensor t = fill("x", shape, -2, 2).cast(DType::bf16);
+  const auto [y, dx, bytes] = run(Variable(Narrow{t}, true));
+  const auto [wide_y, wide_dx, wide_bytes] = run(Variable(t.cast(DType::f32), true));
+  EXPECT_EQ(difference(y, wide_y), "");
+  EXPECT_EQ(difference(dx, wide_dx), "");
+  EXPECT_EQ(wide_bytes - bytes, size_t(2 * t.numel()));
+}
+
+TEST(Narrow, ReadersHaveTheBitsOfWidenedValuesAndKeepHalf) {
+  const Variable gamma(fill("gamma", {33}, 0.5, 1.5)), beta(fill("beta", {33}, -1, 1));
+  expect_reads([&](const Variable& x) { return layer_norm(x, gamma, beta, 1e-6); }, {4, 5, 33});
+  expect_reads([](const Variable& x) { return gelu(x); }, {4, 5, 33});
+  expect_reads(
+      [&](const Variable& x) {
+        return recompute([](In v) { return gelu(v[0]); }, {&x, 1});
+      },
+      {4, 5, 33});
+}
+
+/// A value that was put off and is made from a narrow one, in forward and by replay.
+TEST(Narrow, RecomputeGivesTheSameBits) {
+  const In16 mode;
+  const Tensor x = fill("x", {6, 5, 8}, -1, 1), gy = fill("gy", x.shape(), -1, 1);
+  const Variable gamma(fill("gamma", {8}, 0.5, 1.5), true), beta(fill("beta", {8}, -1, 1), true);
+  const auto block = [&](In v) {
+    return residual(v[0], gelu(narrowed(layer_norm(v[0], gamma, beta, 1e-6))), 0.3);
+  };
+  const auto run = [&](bool again) {
+    context().generator = Generator(7);
+    gamma.zero_grad(), beta.zero_grad();
+    const Variable v(x, true), first = narrowed(v);
+    const Variable y = again ? recompute(block, {&first, 1}) : block({&first, 1});
+    EXPECT_TRUE(y.narrow());
+    y.backward(gy);
+    return std::tuple(y.data(), v.grad(), gamma.grad());
+  };
+  const auto [y0, x0, g0] = run(false);
+  const auto [y1, x1, g1] = run(true);
+  EXPECT_TRUE(equal_bits(y0, y1) && equal_bits(x0, x1) && equal_bits(g0, g1));
+}
+
+}  // namespace
+}  // namespace lowbit::test
