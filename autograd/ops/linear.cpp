@@ -80,12 +80,18 @@ struct LinearNode final : Node {
       gradient_product(rows, g, w.get(name(), 1));
       gx.add(0, dx);
     }
+    Tensor db = gx.wants(2) ? gx.alloc(2) : Tensor{};
+    bool summed = false;
     if (gx.wants(1)) {
       Tensor dw = gx.alloc(1);
-      gradient_product(dw, GemmInput(g).t(), x.get(name(), 0));
+      const GemmInput turned = GemmInput(g).t();
+      if (db.defined())
+        summed = gradient_product_with_sums(dw, db, turned, x.get(name(), 0));
+      else
+        gradient_product(dw, turned, x.get(name(), 0));
       gx.add(1, dw);
     }
-    if (gx.wants(2)) gx.add(2, reduce_to(g, {g.size(1)}));
+    if (db.defined()) gx.add(2, summed ? db : reduce_to(g, {g.size(1)}));
   }
   void release() override { x.release(), w.release(), bias.release(); }
   std::vector<Tensor> saved() const override { return {x.peek(), w.peek()}; }

@@ -13,8 +13,9 @@ namespace lowbit {
 /// Shapes  x [..., K]; w [N, K]; b [N] or undefined; y [..., N]
 /// Grad    dx = gy · w;  dw = gyᵀ · x;  db = Σ gy over rows
 /// Saves   x and w (codes when coded; an integer product is made again for who needs y)     Order  products:
-/// numerics rule for gemm; db: reduce_sum Source  performance.md 4 (integer form: scales · (u8 × s8 → s32) +
-/// a constant per output) Errors  shape: weight.shape[1] must equal x.shape[-1]; bias length
+/// numerics rule for gemm; db: reduce_sum, on CUDA the library's where floats make dw Source  performance.md
+/// 4 (integer form: scales · (u8 × s8 → s32) + a constant per output) Errors  shape: weight.shape[1] must
+/// equal x.shape[-1]; bias length
 Variable linear(const Variable& x, const Variable& w, const Variable& b);
 
 /// y = a · b over the last two dimensions, leading dimensions equal; f32 operands are never rounded, because

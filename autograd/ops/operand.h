@@ -91,4 +91,9 @@ inline void gradient_product(Tensor& out, const GemmInput& a, const GemmInput& b
   gemm(out, a, b, {}, factor, 0, product_mode(true));
 }
 
+/// The same, and the sums of a's lines where cuBLASLt forms them beside the product; false: it does not.
+inline bool gradient_product_with_sums(Tensor& out, Tensor& sums, const GemmInput& a, const GemmInput& b) {
+  return gemm_with_sums(out, sums, a, b, product_mode(true));
+}
+
 }  // namespace lowbit

@@ -289,10 +289,9 @@ DType result_type(const GemmInput& x) {
   const DType t = x.values().dtype();
   return x.coded() || t == DType::bf16 ? DType::f32 : t;
 }
-}  // namespace
 
-void gemm(Tensor& out, const GemmInput& a, const GemmInput& b, const Tensor& bias, double alpha, double beta,
-          const GemmMode& mode) {
+void product(Tensor& out, const GemmInput& a, const GemmInput& b, const Tensor& bias, double alpha,
+             double beta, const GemmMode& mode, float* a_sums, bool* summed) {
   constexpr const char* op = "gemm";
   a.check(op), b.check(op);
   LOWBIT_CHECK(a.cols() == b.rows(), shape, op, "columns of a must equal rows of b (got ", a.str(), " and ",
@@ -320,7 +319,27 @@ void gemm(Tensor& out, const GemmInput& a, const GemmInput& b, const Tensor& bia
     return detail::gemm_parts(g, mode.parts, d);
   }
   const detail::PreparedOperands keep = detail::prepare_operands(g, mode, d);
+  if (g.a.dtype == a.values().dtype()) g.a_sums = a_sums, g.summed = summed;  // not of rounded numbers
   gemm_kernel(g, d);
+}
+
+}  // namespace
+
+void gemm(Tensor& out, const GemmInput& a, const GemmInput& b, const Tensor& bias, double alpha, double beta,
+          const GemmMode& mode) {
+  product(out, a, b, bias, alpha, beta, mode, nullptr, nullptr);
+}
+
+bool gemm_with_sums(Tensor& out, Tensor& a_sums, const GemmInput& a, const GemmInput& b,
+                    const GemmMode& mode) {
+  LOWBIT_CHECK(out.ndim() == 2 && a_sums.shape() == Shape{out.size(0)} && a_sums.dtype() == out.dtype() &&
+                   a_sums.contiguous() && a_sums.device() == out.device(),
+               shape, "gemm", "sums must be a contiguous vector with one value per row of a matrix (got ",
+               a_sums.str(), " and ", out.str(), ")");
+  bool summed = false;
+  const bool possible = mode.library && out.device().is_cuda() && out.dtype() == DType::f32;
+  product(out, a, b, {}, 1, 0, mode, possible ? a_sums.data<float>() : nullptr, &summed);
+  return summed;
 }
 
 Tensor matmul(const GemmInput& a, const GemmInput& b, const Tensor& bias, double alpha) {

@@ -50,10 +50,12 @@ struct ProductArgs {
 };
 struct GemmArgs : ProductArgs {  ///< C f32, or f64 with f64 operands
   double beta = 0;
-  int digits = 0;        ///< 2, 3: floats times codes as so many integer products (gemm_digits.h)
-  void* work = nullptr;  ///< a DigitLine for each line of floats, where digits are used on CUDA
-  bool library = false;  ///< cuBLASLt on CUDA, where it has the form
-  bool tf32 = false;     ///< cuBLASLt rounds f32 operands to tf32
+  int digits = 0;           ///< 2, 3: floats times codes as so many integer products (gemm_digits.h)
+  void* work = nullptr;     ///< a DigitLine for each line of floats, where digits are used on CUDA
+  bool library = false;     ///< cuBLASLt on CUDA, where it has the form
+  bool tf32 = false;        ///< cuBLASLt rounds f32 operands to tf32
+  float* a_sums = nullptr;  ///< [m]: what cuBLASLt may add up beside the product; it then says so in *summed
+  bool* summed = nullptr;
 };
 extern KernelSlot<GemmArgs> gemm_kernel;
 
@@ -113,7 +115,13 @@ Shape gemm_batch_shape(const char* op, const GemmInput& a, const GemmInput& b);
 void gemm(Tensor& out, const GemmInput& a, const GemmInput& b, const Tensor& bias = {}, double alpha = 1,
           double beta = 0, const GemmMode& mode = {});
 
-/// The same into a new tensor.
+/// The same for f32 matrices, and a_sums[m] = Σ_k a[m, k] if cuBLASLt makes the product, from a as it is (not
+/// cast to bf16 before), and has an algorithm that forms these sums from what it reads of a anyway: a bias
+/// gradient beside the weight gradient. False: a_sums was not touched.
+bool gemm_with_sums(Tensor& out, Tensor& a_sums, const GemmInput& a, const GemmInput& b,
+                    const GemmMode& mode);
+
+/// gemm() into a new tensor.
 Tensor matmul(const GemmInput& a, const GemmInput& b, const Tensor& bias = {}, double alpha = 1);
 
 /// Length of the K blocks of the numerics contract.

@@ -30,12 +30,13 @@ struct Form {
   Lines a, b;
   int64_t c_pitch, a_step, b_step, c_step;  // steps from batch to batch
   int64_t a_align, b_align, c_align;        // bytes
-  int64_t bias_align;                       // 0: no bias
+  cublasLtEpilogue_t epilogue;
+  int64_t vector_align;  // of the epilogue's vector
   bool bf16, tf32;
   auto key() const {
-    return std::array<int64_t, 18>{m,         n,       k,       batch,      a.along_k, a.pitch,
-                                   b.along_k, b.pitch, c_pitch, a_step,     b_step,    c_step,
-                                   a_align,   b_align, c_align, bias_align, bf16,      tf32};
+    return std::array<int64_t, 19>{
+        m,      n,      k,       batch,   a.along_k, a.pitch,  b.along_k,    b.pitch, c_pitch, a_step,
+        b_step, c_step, a_align, b_align, c_align,   epilogue, vector_align, bf16,    tf32};
   }
 };
 
@@ -72,16 +73,15 @@ cublasLtMatrixLayout_t matrix(const Lines& l, const Form& f, int64_t own, int64_
   return matrix(f.bf16, l.along_k ? f.k : own, l.along_k ? own : f.k, l.pitch, f.batch, step);
 }
 
-Plan make_plan(cublasLtHandle_t handle, const Form& f, const void* bias) {
+Plan make_plan(cublasLtHandle_t handle, const Form& f, const void* vector) {
   Plan p;
   check(cublasLtMatmulDescCreate(&p.product, f.tf32 ? CUBLAS_COMPUTE_32F_FAST_TF32 : CUBLAS_COMPUTE_32F,
                                  CUDA_R_32F));
   set(p.product, CUBLASLT_MATMUL_DESC_TRANSA, f.b.along_k ? CUBLAS_OP_T : CUBLAS_OP_N);
   set(p.product, CUBLASLT_MATMUL_DESC_TRANSB, f.a.along_k ? CUBLAS_OP_N : CUBLAS_OP_T);
-  if (f.bias_align) {
-    set(p.product, CUBLASLT_MATMUL_DESC_EPILOGUE, CUBLASLT_EPILOGUE_BIAS);
-    set(p.product, CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias);  // the heuristic looks at its alignment
-  }
+  set(p.product, CUBLASLT_MATMUL_DESC_EPILOGUE, f.epilogue);
+  // The heuristic looks at its alignment.
+  if (vector) set(p.product, CUBLASLT_MATMUL_DESC_BIAS_POINTER, vector);
   p.a = matrix(f.b, f, f.n, f.b_step);
   p.b = matrix(f.a, f, f.m, f.a_step);
   p.c = matrix(false, f.n, f.m, f.c_pitch, f.batch, f.c_step);
@@ -111,11 +111,11 @@ struct Library {
     check(cublasLtCreate(&handle));
     work = allocator(s.device).allocate(kWorkBytes, s);
   }
-  const Plan& plan(const Form& f, const void* bias) {
+  const Plan& plan(const Form& f, const void* vector) {
     const auto [at, fresh] = plans.try_emplace(f.key());
     if (fresh) {
       try {
-        at->second = make_plan(handle, f, bias);
+        at->second = make_plan(handle, f, vector);
       } catch (...) {
         plans.erase(at);
         throw;
@@ -128,7 +128,7 @@ struct Library {
   std::map<decltype(Form{}.key()), Plan> plans;
 };
 
-std::mutex mutex;  // of everything below: a plan's descriptors carry the bias of the call
+std::mutex mutex;  // of everything below: a plan's descriptors carry the bias or the sums of the call
 
 Library& library(Stream s) {
   static auto& all = *new std::map<int, Library>;
@@ -148,10 +148,15 @@ const char* at(const void* data, int64_t bytes) { return static_cast<const char*
 
 bool detail::gemm_library(const GemmArgs& args, Stream stream) {
   GemmArgs g = args;
+  // The library's B is our A.
+  cublasLtEpilogue_t epilogue = g.bias     ? CUBLASLT_EPILOGUE_BIAS
+                                : g.a_sums ? CUBLASLT_EPILOGUE_BGRADB
+                                           : CUBLASLT_EPILOGUE_DEFAULT;
   if (g.c_col != 1 && g.c_row == 1 && !g.bias) {  // Cᵀ = Bᵀ·Aᵀ
     std::swap(g.a, g.b);
     std::swap(g.m, g.n);
     std::swap(g.c_row, g.c_col);
+    if (g.a_sums) epilogue = CUBLASLT_EPILOGUE_BGRADA;
   }
   fold_batches(g);
   if (g.m == 1) g.c_row = std::max(g.c_row, g.n);
@@ -169,6 +174,7 @@ bool detail::gemm_library(const GemmArgs& args, Stream stream) {
     return alignment({reinterpret_cast<uintptr_t>(p), uint64_t(batch[0] * each), uint64_t(batch[1] * each),
                       uint64_t(batch[2] * each), uint64_t(pitch * each)});
   };
+  const void* const vector = g.bias ? g.bias : g.a_sums;
   const Form form{g.m,
                   g.n,
                   g.k,
@@ -182,14 +188,21 @@ bool detail::gemm_library(const GemmArgs& args, Stream stream) {
                   aligned(g.a.data, size, g.a.stride.batch, a->pitch),
                   aligned(g.b.data, size, g.b.stride.batch, b->pitch),
                   aligned(g.c, 4, g.c_batch, g.c_row),
-                  g.bias ? alignment({reinterpret_cast<uintptr_t>(g.bias)}) : 0,
+                  epilogue,
+                  vector ? alignment({reinterpret_cast<uintptr_t>(vector)}) : 0,
                   g.a.dtype == DType::bf16,
                   g.tf32 && g.a.dtype == DType::f32};
-  std::lock_guard lock(mutex);
+  std::unique_lock lock(mutex);
   Library& lib = library(stream);
-  const Plan& p = lib.plan(form, g.bias);
+  const Plan& p = lib.plan(form, vector);
+  if (!p.found && g.a_sums) {  // the product alone
+    lock.unlock();
+    GemmArgs rest = args;
+    rest.a_sums = nullptr;
+    return gemm_library(rest, stream);
+  }
   if (!p.found) return false;
-  if (g.bias) set(p.product, CUBLASLT_MATMUL_DESC_BIAS_POINTER, g.bias);
+  if (vector) set(p.product, CUBLASLT_MATMUL_DESC_BIAS_POINTER, vector);
   const float alpha = float(g.alpha), beta = float(g.beta);
   const int64_t loops[2] = {inner == 0 ? g.batch[1] : g.batch[0], inner == 2 ? g.batch[1] : g.batch[2]};
   const int dims[2] = {inner == 0 ? 1 : 0, inner == 2 ? 1 : 2};
@@ -204,6 +217,7 @@ bool detail::gemm_library(const GemmArgs& args, Stream stream) {
                            at(g.a.data, offset(g.a.stride.batch) * size), p.b, &beta, c, p.c, c, p.c,
                            &p.algorithm, lib.work, kWorkBytes, cuda::handle(stream)));
     }
+  if (g.a_sums) *g.summed = true;
   return true;
 }
 

@@ -7,6 +7,7 @@
 #include "autograd/core/node.h"
 #include "tensor/core/context.h"
 #include "tensor/core/thread_pool.h"
+#include "tests/support/device_calls.h"
 #include "tests/support/golden.h"
 #include "tests/support/op_case.h"
 
@@ -296,6 +297,31 @@ TEST(CodedProduct, KeepsCodesForBackward) {
   size_t sum = 0;
   for (const auto& [op, b] : bytes) sum += b;
   EXPECT_LE(sum, size_t(64 * 192 + 96 * 192 + 64));
+}
+
+/// A linear layer of floats takes its bias gradient from the library's product: one kernel and no sum of
+/// ours.
+TEST(LinearCuda, BiasGradientComesWithTheProduct) {
+  if (!cuda_present() || !counts_device_calls()) GTEST_SKIP() << "no emulated CUDA device";
+  const Device gpu{Device::Kind::cuda, 0};
+  const auto backward = [&](bool library, bool bias, Tensor& db) {
+    context().library_products = library;
+    const Variable x(fill("x", {300, 24}, 0, 1).to(gpu)), w(fill("w", {16, 24}, 0, 1).to(gpu), true),
+        b(Tensor::zeros({16}, DType::f32, gpu), true);
+    const Variable y = linear(x, w, bias ? b : Variable{});
+    const Tensor gy = fill("gy", {300, 16}, 0, 1).to(gpu);
+    const DeviceCalls before = device_calls();
+    y.backward(gy);
+    context().library_products = true;
+    if (bias) db = b.grad().to(Device{});
+    return device_calls(before).launches;
+  };
+  Tensor own, library, none;
+  backward(false, true, own);
+  const int64_t with = backward(true, true, library), without = backward(true, false, none);
+  EXPECT_EQ(with, without);
+  EXPECT_FALSE(equal_bits(own, library));
+  EXPECT_EQ(difference(library, own, {.relative = 1e-5, .absolute = 1e-4}), "");
 }
 
 }  // namespace

@@ -13,7 +13,8 @@ struct EmulatedCublas {
 struct EmulatedProduct {
   cublasComputeType_t compute;
   int32_t trans_a = CUBLAS_OP_N, trans_b = CUBLAS_OP_N, epilogue = CUBLASLT_EPILOGUE_DEFAULT;
-  const float* bias = nullptr;
+  float* bias = nullptr;
+  bool sums() const { return epilogue == CUBLASLT_EPILOGUE_BGRADA || epilogue == CUBLASLT_EPILOGUE_BGRADB; }
 };
 struct EmulatedMatrix {
   cudaDataType_t type;
@@ -29,6 +30,7 @@ namespace {
 
 constexpr uint64_t kAlgorithm = 0x10b17;  // of an algorithm that came from the heuristic
 constexpr size_t kWorkspace = 4096;       // what the algorithm wants
+constexpr int64_t kSmallestSums = 4;      // shortest contraction that is added up in the epilogue
 
 template <class T>
 cublasStatus_t take(T& to, const void* value, size_t bytes) {
@@ -52,7 +54,9 @@ cublasStatus_t check(const EmulatedProduct& d, const EmulatedMatrix& a, const Em
   }
   if (a.type != b.type || c.type != CUDA_R_32F) return CUBLAS_STATUS_NOT_SUPPORTED;
   if (d.compute == CUBLAS_COMPUTE_32F_FAST_TF32 && a.type != CUDA_R_32F) return CUBLAS_STATUS_NOT_SUPPORTED;
-  if (d.epilogue == CUBLASLT_EPILOGUE_BIAS && !d.bias) return CUBLAS_STATUS_INVALID_VALUE;
+  if (d.epilogue != CUBLASLT_EPILOGUE_DEFAULT && !d.bias) return CUBLAS_STATUS_INVALID_VALUE;
+  // Not for every form: the caller must have another way.
+  if (d.sums() && (c.batch > 1 || k < kSmallestSums)) return CUBLAS_STATUS_NOT_SUPPORTED;
   return CUBLAS_STATUS_SUCCESS;
 }
 
@@ -78,7 +82,19 @@ struct Product {
     if (d.compute != CUBLAS_COMPUTE_32F_FAST_TF32) return x;
     return lowbit::bits_float(lowbit::float_bits(x) & ~0x1fffu);
   }
+  void sums() const {
+    const bool of_a = d.epilogue == CUBLASLT_EPILOGUE_BGRADA;
+    const EmulatedMatrix& l = of_a ? la : lb;
+    const void* const data = of_a ? a : b;
+    const bool by_rows = of_a ? d.trans_a == CUBLAS_OP_N : d.trans_b == CUBLAS_OP_T;  // one sum for each row
+    for (int64_t i = 0; i < (of_a ? lc.rows : lc.cols); ++i) {
+      float lanes[2] = {};
+      for (int64_t t = 0; t < k; ++t) lanes[t % 2] += value(l, data, 0, by_rows ? i : t, by_rows ? t : i);
+      d.bias[i] = lanes[0] + lanes[1];
+    }
+  }
   void run() const {
+    if (d.sums()) sums();
     const bool ta = d.trans_a == CUBLAS_OP_T, tb = d.trans_b == CUBLAS_OP_T;
     for (int batch = 0; batch < lc.batch; ++batch)
       for (int64_t j = 0; j < lc.cols; ++j)

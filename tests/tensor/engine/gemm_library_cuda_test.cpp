@@ -141,6 +141,54 @@ TEST(GemmLibraryCuda, ProductsAreInTheirClass) {
   EXPECT_GT(other_bits, 60);
 }
 
+/// The sums of a bias gradient come with the product, in the class of the library; or the product alone does.
+TEST(GemmLibraryCuda, SumsOfTheLinesOfA) {
+  if (!test::cuda_present()) GTEST_SKIP() << "no CUDA device";
+  int summed = 0, other_bits = 0;
+  for (const Size& s : kSizes)
+    for (const MathMode mode : kModes)
+      for (int layout = 0; layout < 8; ++layout) {
+        SCOPED_TRACE(testing::Message()
+                     << s.m << "x" << s.n << "x" << s.k << " mode " << int(mode) << " layout " << layout);
+        const Tensor a = gaussian({s.m, s.k}, 1), b = gaussian({s.k, s.n}, 2);
+        const auto stored = [](const Tensor& t, bool turned) {
+          return turned ? t.transpose(0, 1).packed().to(kGpu).transpose(0, 1) : t.to(kGpu);
+        };
+        const auto product = [&](Tensor& sums, bool library) {
+          Tensor c = stored(Tensor::zeros({s.m, s.n}), layout & 4);
+          const bool done = gemm_with_sums(c, sums, stored(a, layout & 1), stored(b, layout & 2),
+                                           {.inputs = mode, .library = library});
+          expect_in_class(c.to(Device{}), a, b, Tensor::zeros({s.m, s.n}), {}, 1, 0, mode);
+          return done;
+        };
+        const auto untouched = [&] { return Tensor::full({s.m}, 7, DType::f32, kGpu); };
+        Tensor sums = untouched(), again = untouched();
+        const bool done = product(sums, true);
+        EXPECT_EQ(product(again, true), done);
+        EXPECT_TRUE(equal_bits(again.to(Device{}), sums.to(Device{})));
+        EXPECT_FALSE(product(again = untouched(), false));
+        EXPECT_TRUE(equal_bits(again.to(Device{}), untouched().to(Device{})));
+        const std::vector<float> got = sums.to_vector<float>();
+        summed += done;
+        EXPECT_FALSE(done && mode == MathMode::bf16) << "sums of rounded numbers";
+        for (int64_t m = 0; m < s.m; ++m) {
+          double sum = 0, size = 0;
+          for (int64_t k = 0; k < s.k; ++k) {
+            const double v = a.data_const<float>()[m * s.k + k];
+            sum += v, size += std::fabs(v);
+          }
+          const double each = 4 * 0x1p-23 * std::sqrt(double(s.k)) + (mode == MathMode::tf32 ? 2.1e-3 : 0);
+          if (done)
+            ASSERT_NEAR(got[size_t(m)], sum, size * each) << m;
+          else
+            ASSERT_EQ(got[size_t(m)], 7);
+          other_bits += done && got[size_t(m)] != float(sum);
+        }
+      }
+  EXPECT_GT(summed, 40);
+  EXPECT_GT(other_bits, 0) << "somebody else's order";
+}
+
 /// The products of attention: heads inside [B, N, H, D], a batch that no single stride describes.
 TEST(GemmLibraryCuda, HeadsNeedNoCopies) {
   if (!test::cuda_present()) GTEST_SKIP() << "no CUDA device";
