@@ -3,6 +3,7 @@
 #include <cmath>
 #include <queue>
 #include <set>
+#include <utility>
 
 #include "autograd/core/grad_hook.h"
 #include "autograd/core/node.h"
@@ -168,6 +169,13 @@ void GradSink::add(int input, Tensor g) {
   if (m.fixed_buffer && gradient_hook) gradient_hook(m);
 }
 
+Tensor GradSink::take(int input) {
+  GradMeta& m = *inputs_[size_t(input)];
+  if (!wants(input) || !m.has_grad || !m.producer) return {};
+  m.has_grad = false;
+  return std::exchange(m.grad, Tensor{});
+}
+
 void GradSink::add_part(int input, const std::function<Tensor(const Tensor&)>& part, const Tensor& g) {
   if (!wants(input)) return;
   GradMeta& m = *inputs_[size_t(input)];
@@ -182,6 +190,10 @@ void GradSink::add_part(int input, const std::function<Tensor(const Tensor&)>& p
     m.has_grad = true;
   }
   if (m.fixed_buffer && gradient_hook) gradient_hook(m);
+}
+
+void GradSink::reach(int input) {
+  if (wants(input)) inputs_[size_t(input)]->has_grad = true;
 }
 
 void set_gradient_hook(std::function<void(const GradMeta&)> hook) { gradient_hook = std::move(hook); }

@@ -66,8 +66,14 @@ class GradSink {
   /// Uninitialised packed buffer shaped like that input; a leaf's arena window when it is free.
   Tensor alloc(int input) const;
   void add(int input, Tensor g);  ///< accumulate (moves if first)
+  /// The gradient that has come so far, for a kernel that adds its own to it; the sum then is what to add().
+  /// Undefined where nothing has come, and for a leaf.
+  Tensor take(int input);
   /// Accumulates into a part of that input's gradient, a view of it; the rest receives nothing.
   void add_part(int input, const std::function<Tensor(const Tensor&)>& part, const Tensor& g);
+  /// Nothing to add, but that input's producer has to run: the nodes keep for it what they were given. It
+  /// gets an undefined gradient.
+  void reach(int input);
 
  private:
   /// The gradient of an input that has one, to be added to: copied where it is shared with another input,

@@ -52,19 +52,21 @@ struct LayerNormNode final : Node {
   const char* name() const override { return "layer_norm"; }
   void backward(const Tensor& gy, GradSink& gx) override {
     const bool gain = gx.wants(1) || gx.wants(2);
-    if (later && !later->computed) later->values();    // nobody has asked for the output
-    Tensor dx = gx.wants(0) ? gx.alloc(0) : Tensor{};  // [..., C]
-    const auto output = [&](int i) {                   // [C]; both are computed when one is wanted
+    if (later && !later->computed) later->values();  // nobody has asked for the output
+    const Tensor before = gx.take(0);                // of the residual stream, to which dx is added
+    Tensor dx = gx.wants(0) ? gradient_over(before, gx, 0) : Tensor{};  // [..., C]
+    const auto output = [&](int i) {  // [C]; both are computed when one is wanted
       return gx.wants(i) ? gx.alloc(i)
              : gain      ? Tensor::empty({gy.size(-1)}, gy.dtype(), gy.device())
                          : Tensor{};
     };
     Tensor dgamma = output(1), dbeta = output(2);
     Tensor work = gain ? column_workspace(row_count(gy), gy.size(-1), 2, gy.dtype(), gy.device()) : Tensor{};
-    layer_norm_bwd({dx.mutable_view(), dgamma.mutable_view(), dbeta.mutable_view(), gy.view(),
-                    x.get(name(), 0).view(), mean.get(name(), 1).view(), rstd.get(name(), 2).view(),
-                    gamma.get(name(), 3).view(), work.mutable_view(), row_count(gy), gy.size(-1)},
-                   gy.device());
+    layer_norm_bwd(
+        {dx.mutable_view(), dgamma.mutable_view(), dbeta.mutable_view(), gy.view(), x.get(name(), 0).view(),
+         mean.get(name(), 1).view(), rstd.get(name(), 2).view(), gamma.get(name(), 3).view(), before.view(),
+         work.mutable_view(), row_count(gy), gy.size(-1)},
+        gy.device());
     if (dx.defined()) gx.add(0, dx);
     if (gain) gx.add(1, dgamma), gx.add(2, dbeta);
   }

@@ -16,10 +16,10 @@ struct LayerNormFwdArgs {
   int64_t rows, n;
   double eps;
 };
-/// Outputs that nobody wants have null data; dgamma and dbeta are written together. `work` (CUDA only): one
-/// pair of sums per column and block of rows.
+/// Outputs that nobody wants have null data; dgamma and dbeta are written together. `before`, or null: what
+/// dx is added to, possibly its own place. `work` (CUDA only): one pair of sums per column and block of rows.
 struct LayerNormBwdArgs {
-  View dx, dgamma, dbeta, gy, x, mean, rstd, gamma, work;
+  View dx, dgamma, dbeta, gy, x, mean, rstd, gamma, before, work;
   int64_t rows, n;
 };
 /// Two passes over the row: the variance from the differences, not from Σ x². X: type of x.
@@ -57,7 +57,7 @@ template <class T, class X = T>
 struct LayerNormBwdRow {
   T* dx;
   const X* x;
-  const T *gy, *mean, *rstd, *gamma;
+  const T *gy, *mean, *rstd, *gamma, *before;
   int64_t n;
   explicit LayerNormBwdRow(const LayerNormBwdArgs& a)
       : dx(a.dx.as<T>()),
@@ -66,6 +66,7 @@ struct LayerNormBwdRow {
         mean(a.mean.as<T>()),
         rstd(a.rstd.as<T>()),
         gamma(a.gamma.as<T>()),
+        before(a.before.as<T>()),
         n(a.n) {}
   template <class Row>
   LOWBIT_HD void operator()(const Row& row, int64_t r) const {
@@ -78,7 +79,13 @@ struct LayerNormBwdRow {
       return Pack<T, 2>{{g, g * ((T(x_r[i]) - m) * s)}};
     });
     const T c1 = c[0] / T(n), c2 = c[1] / T(n);
-    row.for_each(n, [=](int64_t i) { d[i] = s * (gy_r[i] * w[i] - c1 - (T(x_r[i]) - m) * s * c2); });
+    const auto gradient = [=](int64_t i) { return s * (gy_r[i] * w[i] - c1 - (T(x_r[i]) - m) * s * c2); };
+    if (before) {
+      const T* const b = before + r * n;
+      row.for_each(n, [=](int64_t i) { d[i] = b[i] + gradient(i); });
+    } else {
+      row.for_each(n, [=](int64_t i) { d[i] = gradient(i); });
+    }
   }
 };
 

@@ -35,6 +35,15 @@ Operand flat_rows(const Variable& x) {
   return r;
 }
 
+/// Rows [begin, end) of a weight.
+Operand rows_of(const Operand& w, int64_t begin, int64_t end) {
+  if (!w.coded()) return {w.floats.slice(0, begin, end), {}};
+  Operand r = w;
+  r.codes.codes = w.codes.codes.slice(0, begin, end);
+  if (!w.codes.per_tensor() && w.codes.scale_axis == -2) r.codes.scale = w.codes.scale.slice(0, begin, end);
+  return r;
+}
+
 /// [B, N, H·D] seen as [B, H, N, D].
 Tensor by_heads(const Tensor& t, int64_t heads) {
   return t.packed().reshape({t.size(0), t.size(1), heads, t.size(2) / heads}).permute({0, 2, 1, 3});
@@ -52,65 +61,135 @@ Operand by_heads(const Variable& x, int64_t heads) {
   return r;
 }
 
-/// Rows of x times wᵀ, plus the bias where there is one, shaped like y.
-Tensor linear_forward(const Operand& x, const Operand& w, const Tensor& bias, const Shape& shape) {
-  Tensor y = Tensor::empty(shape, x.result(), x.values().device());
-  Tensor rows = flat_rows(y);
-  product_nt(rows, x.input(), w.input(), bias, 1);
-  return y;
+/// Rows of x [T, K] times wᵀ, plus the bias where there is one, shaped like y.
+struct LinearProduct {
+  Operand w;
+  Tensor bias;
+  Shape shape;
+};
+std::vector<Tensor> linear_forward(const Operand& x, std::span<const LinearProduct> products) {
+  std::vector<Tensor> all;
+  CodedProducts coded;
+  const bool together = products.size() <= size_t{kCodedTogether};
+  for (const LinearProduct& p : products) {
+    Tensor y = Tensor::empty(p.shape, x.result(), x.values().device()), rows = flat_rows(y);
+    if (together && on_integers(x.input(), p.w.input()))
+      coded.product[coded.count++] = coded_gemm_args(rows, x.input(), p.w.input(), p.bias);
+    else
+      product_nt(rows, x.input(), p.w.input(), p.bias, 1);
+    all.push_back(std::move(y));
+  }
+  if (coded.count) coded_products(coded, x.values().device());
+  return all;
 }
 
+/// Several layers of one input, or runs of rows of one layer: outputs of which each has a node of its own
+/// (LinearOutputNode) that leaves its gradient here; backward follows when all have come. With one output it
+/// is that output's node itself.
+///
 /// An integer product is exact, and cheap to repeat where there is an instruction for it: whoever needs its
 /// result in backward need not keep it. Without one, repeating them would cost a tenth of a step.
 struct LinearNode final : Node {
-  SavedOperand x, w;  // [T, K], [N, K]
-  Saved bias;         // where the product replays
-  Shape shape;
+  /// An output: rows [begin, end) of a layer.
+  struct Output {
+    int layer = 0;
+    int64_t begin = 0, end = 0;
+    SavedOperand w;  // [N, K]
+    Saved bias;      // where the product replays
+    Shape shape;
+    Tensor gradient, again;  // until backward runs; made with the others and not yet asked for
+  };
+  SavedOperand x;  // [T, K]
+  std::vector<Output> outputs;
+  int layers = 1;
   bool integers = false;
   const char* name() const override { return "linear"; }
   bool replays() const override { return integers && fast_integer_products(x.peek().device()); }
-  Tensor replay() const override {
-    return linear_forward(x.operand(name(), 0), w.operand(name(), 1),
-                          bias.defined() ? bias.get(name(), 2) : Tensor{}, shape);
+  Tensor replay() const override { return const_cast<LinearNode*>(this)->replay(0); }
+  /// On a GPU all outputs in one launch, since each of them is asked for.
+  Tensor replay(size_t index) {
+    if (outputs[index].again.defined()) return std::move(outputs[index].again);
+    const bool all = x.peek().device().is_cuda();
+    std::vector<LinearProduct> products;
+    for (size_t i = all ? 0 : index; i < (all ? outputs.size() : index + 1); ++i) {
+      const Output& o = outputs[i];
+      products.push_back(
+          {o.w.operand(name(), 1), o.bias.defined() ? o.bias.get(name(), 2) : Tensor{}, o.shape});
+    }
+    std::vector<Tensor> made = linear_forward(x.operand(name(), 0), products);
+    for (size_t i = 0; all && i < outputs.size(); ++i) outputs[i].again = made[i];
+    outputs[index].again = Tensor{};
+    return made[all ? index : 0];
   }
+  /// x and the layers' w and b are inputs 0, 1, 2, 3, 4, …; the gradients of x are added up from the last
+  /// output to the first, in the order in which they would arrive one by one.
   void backward(const Tensor& gy, GradSink& gx) override {
-    const Tensor g = flat_rows(gy);  // [T, N]
-    if (gx.wants(0)) {
-      Tensor dx = gx.alloc(0), rows = flat_rows(dx);
-      gradient_product(rows, g, w.get(name(), 1));
-      gx.add(0, dx);
+    if (gy.defined()) outputs[0].gradient = gy;
+    GradientProducts products;
+    std::vector<Tensor> d(size_t(1 + 2 * layers));
+    for (int i = 0; i < 1 + 2 * layers; ++i)
+      if (gx.wants(i)) d[size_t(i)] = gx.alloc(i);
+    bool more = false;
+    for (size_t i = outputs.size(); i-- > 0 && d[0].defined();) {
+      if (!outputs[i].gradient.defined()) continue;
+      products.add(flat_rows(d[0]), flat_rows(outputs[i].gradient), outputs[i].w.get(name(), 1), 1, more);
+      more = true;
     }
-    Tensor db = gx.wants(2) ? gx.alloc(2) : Tensor{};
-    bool summed = false;
-    if (gx.wants(1)) {
-      Tensor dw = gx.alloc(1);
-      const GemmInput turned = GemmInput(g).t();
-      if (db.defined())
-        summed = gradient_product_with_sums(dw, db, turned, x.get(name(), 0));
-      else
-        gradient_product(dw, turned, x.get(name(), 0));
-      gx.add(1, dw);
+    for (Output& o : outputs) {
+      Tensor &dw = d[size_t(1 + 2 * o.layer)], &db = d[size_t(2 + 2 * o.layer)];
+      const auto window = [&o](const Tensor& all) {
+        return o.begin == 0 && o.end == all.size(0) ? all : all.slice(0, o.begin, o.end);
+      };
+      if (!o.gradient.defined()) {  // an output that nothing came back to
+        if (dw.defined()) window(dw).fill(0);
+        if (db.defined()) window(db).fill(0);
+        continue;
+      }
+      const Tensor g = flat_rows(o.gradient);  // [T, N]
+      if (dw.defined()) products.add(window(dw), GemmInput(g).t(), x.get(name(), 0));
+      if (db.defined()) products.sum_rows(window(db), g);
     }
-    if (db.defined()) gx.add(2, summed ? db : reduce_to(g, {g.size(1)}));
+    products.run();
+    for (Output& o : outputs) o.gradient = o.again = Tensor{};
+    for (int i = 0; i < 1 + 2 * layers; ++i)
+      if (d[size_t(i)].defined()) gx.add(i, d[size_t(i)]);
   }
-  void release() override { x.release(), w.release(), bias.release(); }
-  std::vector<Tensor> saved() const override { return {x.peek(), w.peek()}; }
+  void release() override {
+    x.release();
+    for (Output& o : outputs) o.w.release(), o.bias.release(), o.gradient = o.again = Tensor{};
+  }
+  std::vector<Tensor> saved() const override {
+    std::vector<Tensor> all{x.peek()};
+    for (const Output& o : outputs) all.push_back(o.w.peek());
+    return all;
+  }
+};
+
+struct LinearOutputNode final : Node {
+  std::shared_ptr<LinearNode> all;
+  size_t index = 0;
+  const char* name() const override { return "linear"; }
+  bool replays() const override { return all->replays(); }
+  Tensor replay() const override { return all->replay(index); }
+  void backward(const Tensor& gy, GradSink& gx) override {
+    all->outputs[index].gradient = gy;
+    gx.reach(0);
+  }
+  void release() override {}
+  std::vector<Tensor> saved() const override { return {}; }
 };
 
 struct MatmulNode final : Node {
   SavedOperand a, b;
   const char* name() const override { return "matmul"; }
   void backward(const Tensor& gy, GradSink& gx) override {
-    if (gx.wants(0)) {
-      Tensor da = gx.alloc(0);
-      gradient_product(da, gy, b.get(name(), 1).t());
-      gx.add(0, da);
-    }
-    if (gx.wants(1)) {
-      Tensor db = gx.alloc(1);
-      gradient_product(db, a.get(name(), 0).t(), gy);
-      gx.add(1, db);
-    }
+    GradientProducts products;
+    Tensor da, db;
+    if (gx.wants(0)) products.add(da = gx.alloc(0), gy, b.get(name(), 1).t());
+    if (gx.wants(1)) products.add(db = gx.alloc(1), a.get(name(), 0).t(), gy);
+    products.run();
+    if (da.defined()) gx.add(0, da);
+    if (db.defined()) gx.add(1, db);
   }
   void release() override { a.release(), b.release(); }
   std::vector<Tensor> saved() const override { return {a.peek(), b.peek()}; }
@@ -146,18 +225,17 @@ struct ScoresNode final : Node {
                           bias.defined() ? bias.get(name(), 2) : Tensor{});
   }
   void backward(const Tensor& gy, GradSink& gx) override {
-    if (gx.wants(0)) gx.add(0, shared ? shared_query_gradient(gy, gx.alloc(0)) : query_gradient(gy, gx));
-    if (gx.wants(1)) {
-      Tensor dk = gx.alloc(1), window = shared ? dk : by_heads(dk, heads);
-      gradient_product(window, GemmInput(gy).t(), q.get(name(), 0), factor);
-      gx.add(1, dk);
-    }
+    GradientProducts products;
+    Tensor dq, dk;
+    if (gx.wants(0)) dq = gx.alloc(0);
+    if (gx.wants(1)) dk = gx.alloc(1);
+    if (dq.defined() && !shared) products.add(by_heads(dq, heads), gy, k.get(name(), 1), factor);
+    if (dk.defined())
+      products.add(shared ? dk : by_heads(dk, heads), GemmInput(gy).t(), q.get(name(), 0), factor);
+    products.run();
+    if (dq.defined()) gx.add(0, shared ? shared_query_gradient(gy, dq) : dq);
+    if (dk.defined()) gx.add(1, dk);
     if (gx.wants(2)) gx.add(2, reduce_to(by_bias(gy, bias_shape), bias_shape));
-  }
-  Tensor query_gradient(const Tensor& gy, GradSink& gx) const {
-    Tensor dq = gx.alloc(0), window = by_heads(dq, heads);
-    gradient_product(window, gy, k.get(name(), 1), factor);
-    return dq;
   }
   /// The sum over the heads, in their order.
   Tensor shared_query_gradient(const Tensor& gy, Tensor dq) const {
@@ -206,16 +284,13 @@ struct ContextNode final : Node {
   }
   void backward(const Tensor& gy, GradSink& gx) override {
     const Tensor g = by_heads(gy, heads);  // [B, H, N, D]
-    if (gx.wants(0)) {
-      Tensor dp = gx.alloc(0);
-      gradient_product(dp, g, v.get(name(), 1).t());
-      gx.add(0, dp);
-    }
-    if (gx.wants(1)) {
-      Tensor dv = gx.alloc(1), window = by_heads(dv, heads);
-      gradient_product(window, p.get(name(), 0).t(), g);
-      gx.add(1, dv);
-    }
+    GradientProducts products;
+    Tensor dp, dv;
+    if (gx.wants(0)) products.add(dp = gx.alloc(0), g, v.get(name(), 1).t());
+    if (gx.wants(1)) products.add(by_heads(dv = gx.alloc(1), heads), p.get(name(), 0).t(), g);
+    products.run();
+    if (dp.defined()) gx.add(0, dp);
+    if (dv.defined()) gx.add(1, dv);
   }
   void release() override { p.release(), v.release(); }
   std::vector<Tensor> saved() const override { return {p.peek(), v.peek()}; }
@@ -226,26 +301,63 @@ struct ContextNode final : Node {
 Tensor DeferredScores::values() const { return scores_forward({{}, q}, {{}, k}, factor, bias); }
 
 Variable linear(const Variable& x, const Variable& w, const Variable& b) {
-  LOWBIT_CHECK(x.ndim() >= 1 && w.ndim() == 2 && x.size(-1) == w.size(1), shape, "linear",
-               "weight.shape[1] must equal x.shape[-1] (got x=", x.str(), ", weight=", w.str(), ")");
-  LOWBIT_CHECK(!b.defined() || (b.ndim() == 1 && b.size(0) == w.size(0)), shape, "linear",
-               "bias must have one value per output (got bias=", b.str(), ", weight=", w.str(), ")");
-  LOWBIT_CHECK(x.dtype() == w.dtype() && (!b.defined() || b.dtype() == w.dtype()), dtype, "linear",
-               "operands must share a dtype (got x=", x.str(), ", weight=", w.str(), ")");
-  Shape shape = x.shape();
-  shape.set(-1, w.size(0));
-  const Operand xi = activation(flat_rows(x)), wi = operand(w);
-  const Tensor bias = b.defined() ? b.data().packed() : Tensor{};
-  Tensor y = linear_forward(xi, wi, bias, shape);
-  std::shared_ptr<LinearNode> node;
-  if (needs_grad({x, w, b})) {
-    node = std::make_shared<LinearNode>();
-    node->shape = shape, node->integers = on_integers(xi.input(), wi.input());
-    if (w.requires_grad() || node->integers) node->x.set(xi);
-    if (x.requires_grad() || node->integers) node->w.set(wi);
-    if (bias.defined() && node->integers) node->bias.set(bias);
+  const LinearLayer one[] = {{w, b}};
+  return linear_outputs(x, one)[0];
+}
+
+std::vector<Variable> linear_outputs(const Variable& x, std::span<const LinearLayer> layers) {
+  const auto node = std::make_shared<LinearNode>();
+  std::vector<Variable> inputs{x};
+  std::vector<LinearProduct> products;
+  const Operand xi = activation(flat_rows(x));
+  node->layers = int(layers.size());
+  node->integers = true;
+  bool any_weight = false;
+  for (size_t l = 0; l < layers.size(); ++l) {
+    const auto& [w, b, parts] = layers[l];
+    LOWBIT_CHECK(x.ndim() >= 1 && w.ndim() == 2 && x.size(-1) == w.size(1), shape, "linear",
+                 "weight.shape[1] must equal x.shape[-1] (got x=", x.str(), ", weight=", w.str(), ")");
+    LOWBIT_CHECK(!b.defined() || (b.ndim() == 1 && b.size(0) == w.size(0)), shape, "linear",
+                 "bias must have one value per output (got bias=", b.str(), ", weight=", w.str(), ")");
+    LOWBIT_CHECK(x.dtype() == w.dtype() && (!b.defined() || b.dtype() == w.dtype()), dtype, "linear",
+                 "operands must share a dtype (got x=", x.str(), ", weight=", w.str(), ")");
+    LOWBIT_CHECK(parts > 0 && w.size(0) % parts == 0, shape, "linear",
+                 "rows must be cut into equal parts (got ", parts, " of weight=", w.str(), ")");
+    inputs.push_back(w), inputs.push_back(b);
+    any_weight = any_weight || w.requires_grad();
+    const Operand all = operand(w);
+    const Tensor bias = b.defined() ? b.data().packed() : Tensor{};
+    const int64_t n = w.size(0) / parts;
+    for (int64_t p = 0; p < parts; ++p) {
+      LinearProduct one{all, bias, x.shape()};
+      one.shape.set(-1, n);
+      if (parts > 1) one.w = rows_of(all, p * n, (p + 1) * n);
+      if (parts > 1 && bias.defined()) one.bias = bias.slice(0, p * n, (p + 1) * n);
+      node->integers = node->integers && on_integers(xi.input(), one.w.input());
+      products.push_back(std::move(one));
+      LinearNode::Output& o = node->outputs.emplace_back();
+      o.layer = int(l), o.begin = p * n, o.end = (p + 1) * n, o.shape = products.back().shape;
+    }
   }
-  return record(std::move(y), std::move(node), {x, w, b});
+  std::vector<Tensor> values = linear_forward(xi, products);
+  const bool keep = needs_grad(inputs);
+  if (keep) {
+    if (any_weight || node->integers) node->x.set(xi);
+    for (size_t i = 0; i < products.size(); ++i) {
+      LinearNode::Output& o = node->outputs[i];
+      if (x.requires_grad() || node->integers) o.w.set(products[i].w);
+      if (products[i].bias.defined() && node->integers) o.bias.set(products[i].bias);
+    }
+  }
+  if (values.size() == 1) return {record(std::move(values[0]), keep ? node : nullptr, inputs)};
+  const Variable together = record(Tensor::empty({0}, x.dtype(), x.device()), keep ? node : nullptr, inputs);
+  std::vector<Variable> all;
+  for (size_t i = 0; i < values.size(); ++i) {
+    std::shared_ptr<LinearOutputNode> own;
+    if (keep) own = std::make_shared<LinearOutputNode>(), own->all = node, own->index = i;
+    all.push_back(record(std::move(values[i]), std::move(own), {together}));
+  }
+  return all;
 }
 
 Variable matmul(const Variable& a, const Variable& b) {

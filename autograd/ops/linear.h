@@ -4,6 +4,8 @@
 // their operands as Context::gemm says; bf16 activations are kept as such.
 
 #include <cstdint>
+#include <span>
+#include <vector>
 
 #include "autograd/core/variable.h"
 
@@ -17,6 +19,15 @@ namespace lowbit {
 /// 4 (integer form: scales · (u8 × s8 → s32) + a constant per output) Errors  shape: weight.shape[1] must
 /// equal x.shape[-1]; bias length
 Variable linear(const Variable& x, const Variable& w, const Variable& b);
+
+/// A layer whose rows are cut into equal parts, an output each.
+struct LinearLayer {
+  Variable w, b;
+  int64_t parts = 1;
+};
+/// The same of several layers of one input: query, key and value. On CUDA forward is one launch and backward
+/// two, with digits or parts as products.   Grad  dx is the sum from the last output to the first
+std::vector<Variable> linear_outputs(const Variable& x, std::span<const LinearLayer> layers);
 
 /// y = a · b over the last two dimensions, leading dimensions equal; f32 operands are never rounded, because
 /// y may be what is quantized. Shapes  a [..., M, K]; b [..., K, N]; y [..., M, N] Grad    da = gy · bᵀ;  db

@@ -1,8 +1,13 @@
 #pragma once
 // Operands of products, floats or codes. Included by the .cpp files of ops only.
 
+#include <algorithm>
+#include <vector>
+
 #include "autograd/core/node.h"
+#include "autograd/ops/reduce.h"
 #include "tensor/core/context.h"
+#include "tensor/engine/accumulate.h"
 #include "tensor/engine/gemm.h"
 #include "tensor/engine/gemm_int8.h"
 
@@ -91,9 +96,47 @@ inline void gradient_product(Tensor& out, const GemmInput& a, const GemmInput& b
   gemm(out, a, b, {}, factor, 0, product_mode(true));
 }
 
-/// The same, and the sums of a's lines where cuBLASLt forms them beside the product; false: it does not.
-inline bool gradient_product_with_sums(Tensor& out, Tensor& sums, const GemmInput& a, const GemmInput& b) {
-  return gemm_with_sums(out, sums, a, b, product_mode(true));
-}
+/// The products and sums that follow from gradients, in one launch where there is a kernel for them.
+class GradientProducts {
+ public:
+  /// out = factor · a · b, as gradient_product(); out may be a window. `more`: added to the product before
+  /// it, which has the same out.
+  void add(const Tensor& out, const GemmInput& a, const GemmInput& b, double factor = 1, bool more = false) {
+    products_.push_back({out, a, b, factor, more});
+  }
+  /// out[n] = Σ_m g[m, n]
+  void sum_rows(const Tensor& out, const Tensor& g) { sums_.push_back({out, g}); }
+  void run() {
+    const GemmMode mode = product_mode(true);
+    if (gemm_together(products_, sums_, mode)) return;
+    for (GemmProduct& p : products_) {
+      if (summed_with(p, mode)) continue;
+      const bool in_parts = mode.digits || mode.parts;  // of which none begins with what is there
+      if (!p.add || !in_parts) {
+        gemm(p.out, p.a, p.b, {}, p.alpha, p.add ? 1 : 0, mode);
+        continue;
+      }
+      Tensor product = Tensor::empty(p.out.shape(), p.out.dtype(), p.out.device());
+      gemm(product, p.a, p.b, {}, p.alpha, 0, mode);
+      accumulate({p.out.mutable_view(), product.view()}, p.out.device());
+    }
+    for (ColumnSums& s : sums_) s.out.copy_from(reduce_to(s.x, s.out.shape()));
+  }
+
+ private:
+  /// The product xᵀ · b whose x is to be summed as well, where cuBLASLt does that beside it; then nothing is
+  /// left to do.
+  bool summed_with(GemmProduct& p, const GemmMode& mode) {
+    const auto same = [&p](const ColumnSums& s) {
+      return !p.add && p.a.transposed() && p.a.values().view().data == s.x.view().data && p.out.ndim() == 2;
+    };
+    const auto of = std::find_if(sums_.begin(), sums_.end(), same);
+    if (of == sums_.end()) return false;
+    if (gemm_with_sums(p.out, of->out, p.a, p.b, mode)) sums_.erase(of);
+    return true;  // the product is there in any case
+  }
+  std::vector<GemmProduct> products_;
+  std::vector<ColumnSums> sums_;
+};
 
 }  // namespace lowbit

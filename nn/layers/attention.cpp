@@ -84,15 +84,10 @@ Variable Attention::operator()(const Variable& x, const AttentionUse& use) {
                  "qk_reparam attends over all tokens in their order (got groups=", use.groups, ")");
     scores = reparameterized_scores(t, factor, use.bias), v = (*l.v)(t);
   } else {
-    Variable q, k;  // [B, N, C]
-    if (l.qkv) {
-      const Variable w = l.qkv->quantized_weight();
-      q = l.qkv->rows(t, w, 0, c), k = l.qkv->rows(t, w, c, 2 * c), v = l.qkv->rows(t, w, 2 * c, 3 * c);
-    } else {
-      q = (*l.q)(t), k = (*l.k)(t), v = (*l.v)(t);
-    }
-    v = arranged(v);
-    scores = attention_scores((*l.q_slot)(arranged(q)), (*l.k_slot)(arranged(k)), heads, factor, use.bias);
+    const std::vector<Variable> qkv = l.qkv ? l.qkv->parts(t, 3) : Linear::together(t, {l.q, l.k, l.v});
+    v = arranged(qkv[2]);
+    scores = attention_scores((*l.q_slot)(arranged(qkv[0])), (*l.k_slot)(arranged(qkv[1])), heads, factor,
+                              use.bias);
   }
   Variable p = softmax(scores);
   if (training()) p = dropout(p, options_.dropout);

@@ -1,7 +1,6 @@
 #include "nn/layers/linear.h"
 
 #include "autograd/ops/linear.h"
-#include "autograd/ops/shape.h"
 #include "nn/core/init.h"
 
 namespace lowbit {
@@ -12,12 +11,19 @@ Linear::Linear(int64_t in_features, int64_t out_features, bool bias, Generator& 
       weight_slot_(slot("weight")),
       out_(slot("out")) {}
 
-Variable Linear::operator()(const Variable& x) {
-  return out_(linear(x, quantized_weight(), bias_ ? *bias_ : Variable{}));
+Variable Linear::operator()(const Variable& x) { return together(x, {this})[0]; }
+
+std::vector<Variable> Linear::parts(const Variable& x, int64_t count) {
+  const LinearLayer one[] = {{quantized_weight(), bias(), count}};
+  return linear_outputs(x, one);
 }
 
-Variable Linear::rows(const Variable& x, const Variable& weight, int64_t begin, int64_t end) {
-  return linear(x, slice(weight, 0, begin, end), bias_ ? slice(*bias_, 0, begin, end) : Variable{});
+std::vector<Variable> Linear::together(const Variable& x, std::initializer_list<Linear*> layers) {
+  std::vector<LinearLayer> all;
+  for (Linear* l : layers) all.push_back({l->quantized_weight(), l->bias()});
+  std::vector<Variable> y = linear_outputs(x, all);
+  for (size_t i = 0; i < y.size(); ++i) y[i] = layers.begin()[i]->out_(y[i]);
+  return y;
 }
 
 }  // namespace lowbit

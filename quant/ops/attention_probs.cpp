@@ -33,7 +33,7 @@ CodedGemmArgs rows_of(CodedGemmArgs g, int64_t batch, int64_t row, int64_t rows)
 void scores_into(float* to, const CodedGemmArgs& scores, int64_t batch, int64_t row, int64_t rows) {
   CodedGemmArgs g = rows_of(scores, batch, row, rows);
   g.c = to, g.c_row = g.n, g.c_col = 1;
-  coded_gemm_kernel(g, Device{});
+  coded_products({1, {g}}, Device{});
 }
 
 int64_t batches(const ProductArgs& g) { return g.batch[0] * g.batch[1] * g.batch[2]; }
@@ -66,7 +66,7 @@ void forward_typed(const AttentionProbsFwdArgs& a) {
       if (!a.context.c) continue;
       CodedGemmArgs context = rows_of(a.context, h, 0, n);
       context.a.data = codes;
-      coded_gemm_kernel(context, Device{});
+      coded_products({1, {context}}, Device{});
     }
   });
 }
@@ -149,6 +149,7 @@ void backward_ruled(const AttentionProbsBwdArgs& a) {
 
 void backward_cpu(const AttentionProbsBwdArgs& a, Stream) {
   dispatch_mask(a.c.lsq.mask, [&](auto rule) { backward_ruled<decltype(rule)::value>(a); });
+  lsq_finish({a.c.lsq, a.sums, a.out}, Device{});
 }
 
 // ---------------------------------------------------------------- the op
@@ -157,7 +158,7 @@ void backward_cpu(const AttentionProbsBwdArgs& a, Stream) {
 AttentionProbsCall probs_call(const Coded& q, const Coded& k, double factor, const Tensor& bias,
                               const Shape& shape, const LsqCall& lsq) {
   Tensor none = Tensor::empty({1}, DType::f32, q.codes.device()).expand(shape);
-  CodedGemmArgs g = coded_gemm_args(none, q, k, factor);
+  CodedGemmArgs g = coded_gemm_args(none, q, k, {}, factor);
   g.c = nullptr;
   const bool added = bias.defined();
   return {g, lsq, added ? bias.data_const<float>() : nullptr, added ? bias.numel() / shape[-1] : 0};
@@ -175,12 +176,14 @@ struct AttentionProbsNode final : Node {
     Tensor ds = gx.alloc(0);
     Tensor partial = Tensor::empty({attention_probs_workspace(c)}, DType::f32, gy.device());
     Tensor sums = Tensor::empty({3, c.groups}, DType::f32, gy.device());
-    attention_probs_bwd({probs_call(q.get(name(), 0), k.get(name(), 1), factor,
-                                    bias.defined() ? bias.get(name(), 2) : Tensor{}, gy.shape(), c),
-                         gy.view(), ds.mutable_view(), partial.mutable_view(), sums.mutable_view(), edges},
-                        gy.device());
+    const LsqParameterGradients parameters(params, gx);
+    attention_probs_bwd(
+        {probs_call(q.get(name(), 0), k.get(name(), 1), factor,
+                    bias.defined() ? bias.get(name(), 2) : Tensor{}, gy.shape(), c),
+         gy.view(), ds.mutable_view(), partial.mutable_view(), sums.mutable_view(), edges, parameters.out},
+        gy.device());
     gx.add(0, ds);
-    lsq_parameter_gradients(params, sums, gx);
+    parameters.add(gx);
   }
   void release() override { q.release(), k.release(), bias.release(); }
   std::vector<Tensor> saved() const override {

@@ -3,6 +3,7 @@
 
 #include "quant/ops/attention_probs.h"
 
+#include "quant/ops/lsq.cuh"
 #include "tensor/engine/code_tile.cuh"
 #include "tensor/engine/coded_terms.h"
 #include "tensor/engine/column.cuh"
@@ -192,7 +193,7 @@ struct ChunkSum {
 template <MaskRule M, bool Edges>
 __global__ void __launch_bounds__(kProductThreads, 1)
     backward_kernel(const __grid_constant__ AttentionProbsBwdArgs a, CodedPlan of_scores, int64_t each,
-                    Aligned aligned) {
+                    Aligned aligned, unsigned* counter) {
   __shared__ ProductStage stage;
   const CodedGemmArgs& g = a.c.scores;
   const LsqCall& c = a.c.lsq;
@@ -239,6 +240,14 @@ __global__ void __launch_bounds__(kProductThreads, 1)
     __syncthreads();
     row += count;
   }
+  if (!counter || !cuda::is_last_block(counter, gridDim.x)) return;
+  if (warp < kSums) {
+    const float* const list = partial + warp * chunks.count;
+    const float total = cuda::WarpRow{}.sum(chunks.count, [=](int64_t i) { return cuda::seen(list + i); });
+    cuda::WarpRow{}.once([&] { lsq_data<float>(a.sums)[warp] = total; });
+  }
+  __syncthreads();
+  cuda::lsq_finish_block({c, a.sums, a.out});
 }
 
 /// Sums of runs from those of their chunks.
@@ -267,6 +276,8 @@ void backward_masked(const AttentionProbsBwdArgs& a, Stream stream) {
   const ProbsChunks chunks(c);
   constexpr int kSums = Edges ? 3 : 1;
   constexpr int64_t kRowsOfBlock = 64;
+  const int64_t runs = c.outer * c.groups;
+  const bool whole = runs == 1 && chunks.count <= kChunk;  // one sum, which a warp adds up
   const int64_t shortest = c.inner < kChunk ? c.inner : kChunk,
                 each = std::max<int64_t>(1, kRowsOfBlock * g.n / shortest),
                 blocks = ceil_div(chunks.count, each);
@@ -274,8 +285,9 @@ void backward_masked(const AttentionProbsBwdArgs& a, Stream stream) {
                ")");
   cuda::launch_shared("attention_probs.bwd", backward_kernel<M, Edges>, unsigned(blocks), kProductThreads,
                       size_t(probs_shared(g.n, g.k, kSums, false)), stream, a, CodedPlan(g), each,
-                      Aligned{cuda::word_aligned(g.a), cuda::word_aligned(g.b), false});
-  const int64_t runs = c.outer * c.groups;
+                      Aligned{cuda::word_aligned(g.a), cuda::word_aligned(g.b), false},
+                      whole ? cuda::block_counters(stream) : nullptr);
+  if (whole) return;  // the last block went on
   float *const partial = a.partial.as<float>(), *const sums = a.sums.as<float>(),
                *const of_runs = runs == 1 ? sums : partial + 3 * chunks.count,
                *const work = partial + 3 * (chunks.count + runs);
@@ -286,6 +298,7 @@ void backward_masked(const AttentionProbsBwdArgs& a, Stream stream) {
       cuda::columns(c.outer, c.groups, RunSum{of_runs + s * runs, c.groups}, work, stream,
                     sums + s * c.groups);
   }
+  lsq_finish({c, a.sums, a.out}, stream.device);
 }
 
 template <MaskRule M>

@@ -50,6 +50,7 @@ struct AttentionProbsBwdArgs {
   View partial;  ///< workspace of attention_probs_workspace() elements
   View sums;     ///< [3, groups] as LsqBwdArgs; the last two are written where `edges`
   bool edges;
+  LsqOutputs out;
 };
 
 extern KernelSlot<AttentionProbsFwdArgs> attention_probs_fwd;

@@ -126,24 +126,6 @@ bool FakeQuantNode::postponed(const Tensor& gy, GradSink& gx) {
   return true;
 }
 
-/// Places for the gradients of scale, offset and nbits, the inputs 1, 2 and 3, that are wanted.
-struct ParameterGradients {
-  Tensor d[3];
-  LsqOutputs out{};
-  ParameterGradients(const LsqParams& p, GradSink& gx) {
-    for (int i = 0; i < 3; ++i)
-      if (gx.wants(i + 1)) d[i] = gx.alloc(i + 1);
-    const int64_t groups = p.call.groups;
-    out = {p.slots.view(), p.grad_scale.defined() ? per_group(p.grad_scale, groups) : View{},
-           view_of(d[0]),  view_of(d[1]),
-           view_of(d[2]),  p.own_slots && (!d[2].defined() || d[2].numel() == groups)};
-  }
-  void add(GradSink& gx) const {
-    for (int i = 0; i < 3; ++i)
-      if (d[i].defined()) gx.add(i + 1, d[i]);
-  }
-};
-
 void FakeQuantNode::backward(const Tensor& gy, GradSink& gx) {
   if (postponed(gy, gx)) return;
   LsqCall c = params.call;
@@ -154,7 +136,7 @@ void FakeQuantNode::backward(const Tensor& gy, GradSink& gx) {
   Tensor dx = gx.wants(0) || shift ? gradient_over(input, gx, 0) : Tensor{};
   Tensor partial = Tensor::empty({lsq_workspace(c)}, gy.dtype(), gy.device());
   Tensor sums = Tensor::empty({3, c.groups}, gy.dtype(), gy.device());
-  const ParameterGradients parameters(params, gx);
+  const LsqParameterGradients parameters(params, gx);
   lsq_bwd({c, gy.view(), view_of(dx), partial.mutable_view(), sums.mutable_view(), gx.wants(2) || gx.wants(3),
            parameters.out},
           gy.device());
@@ -271,11 +253,18 @@ Tensor empty_codes(const LsqSettings& s, const Shape& shape, Device device) {
   return Tensor::empty(shape, s.codes == CodeType::u8 ? DType::u8 : DType::i8, device);
 }
 
-void lsq_parameter_gradients(const LsqParams& p, const Tensor& sums, GradSink& gx) {
-  if (!gx.wants(1) && !gx.wants(2) && !gx.wants(3)) return;
-  const ParameterGradients parameters(p, gx);
-  lsq_finish({p.call, sums.view(), parameters.out}, sums.device());
-  parameters.add(gx);
+LsqParameterGradients::LsqParameterGradients(const LsqParams& p, GradSink& gx) {
+  for (int i = 0; i < 3; ++i)
+    if (gx.wants(i + 1)) d[i] = gx.alloc(i + 1);
+  const int64_t groups = p.call.groups;
+  out = {p.slots.view(), p.grad_scale.defined() ? per_group(p.grad_scale, groups) : View{},
+         view_of(d[0]),  view_of(d[1]),
+         view_of(d[2]),  p.own_slots && (!d[2].defined() || d[2].numel() == groups)};
+}
+
+void LsqParameterGradients::add(GradSink& gx) const {
+  for (int i = 0; i < 3; ++i)
+    if (d[i].defined()) gx.add(i + 1, d[i]);
 }
 
 void check_finite_count(int64_t bad, int64_t count, const LsqSettings& s) {

@@ -1,5 +1,5 @@
 #include "autograd/ops/launch.cuh"
-#include "quant/ops/lsq.h"
+#include "quant/ops/lsq.cuh"
 #include "tensor/engine/column.cuh"
 #include "tensor/engine/reduce.cuh"
 
@@ -98,18 +98,7 @@ struct RunSum {
   }
 };
 
-/// By one block: zeros, then the groups, side by side where no two share a parameter.
-__device__ void finish_block(const LsqFinishArgs& a) {
-  if (!a.out.wanted()) return;
-  for (int64_t i = threadIdx.x; i < lsq_output_count(a.out); i += blockDim.x) lsq_clear<float>(a.out, i);
-  __syncthreads();
-  if (a.out.own) {
-    for (int64_t g = threadIdx.x; g < a.c.groups; g += blockDim.x) lsq_finish_group<float>(a, g);
-  } else if (threadIdx.x == 0) {
-    for (int64_t g = 0; g < a.c.groups; ++g) lsq_finish_group<float>(a, g);
-  }
-}
-__global__ void finish_kernel(const __grid_constant__ LsqFinishArgs a) { finish_block(a); }
+__global__ void finish_kernel(const __grid_constant__ LsqFinishArgs a) { cuda::lsq_finish_block(a); }
 void finish_cuda(const LsqFinishArgs& a, Stream stream) {
   if (a.out.wanted()) cuda::launch("fake_quant_lsq.finish", finish_kernel, 1, kThreads, stream, a);
 }
@@ -125,7 +114,7 @@ struct Finish {
       if constexpr (K == 3) sums[1] = s[1], sums[2] = s[2];
     }
     __syncthreads();
-    finish_block(a);
+    cuda::lsq_finish_block(a);
   }
 };
 

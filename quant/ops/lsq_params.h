@@ -20,8 +20,13 @@ bool lsq_codable(const Variable& x, bool has_offset, const LsqSettings& s);
 Coded lsq_codes(const LsqParams& p, const LsqSettings& s);
 Tensor empty_codes(const LsqSettings& s, const Shape& shape, Device device);
 
-/// Gradients of scale, offset and nbits, the inputs 1, 2 and 3, from the groups' sums.
-void lsq_parameter_gradients(const LsqParams& p, const Tensor& sums, GradSink& gx);
+/// Places for the gradients of scale, offset and nbits, the inputs 1, 2 and 3, that are wanted.
+struct LsqParameterGradients {
+  Tensor d[3];
+  LsqOutputs out{};
+  LsqParameterGradients(const LsqParams& p, GradSink& gx);
+  void add(GradSink& gx) const;
+};
 
 /// "x must be finite"
 void check_finite_count(int64_t bad, int64_t count, const LsqSettings& s);

@@ -22,6 +22,7 @@ struct CodedPlan {
   Packing a, b;  // unsigned and signed bytes
   IntOut out;
   int factor;  // of the int32 in the result: 1, 2 or 4
+  CodedPlan() = default;
   explicit CodedPlan(const CodedGemmArgs& g);
   LOWBIT_HD double k_shift(int64_t k) const { return double(k) * a.shift * b.shift; }
 };

@@ -16,14 +16,16 @@ inline int64_t columns_workspace(int64_t M, int64_t N, int K) { return ceil_div(
 namespace detail {
 inline constexpr int kColumnThreads = 64;
 
+/// One block of rows of as many columns as the block has threads: block (across, down) of `blocks` down.
+/// `counter` belongs to these columns.
 template <class F, class T, int K>
-__global__ void column_kernel(int64_t M, int64_t N, F f, T* part, Pack<T*, K> out, unsigned* counters) {
+__device__ void column_block(int64_t M, int64_t N, const F& f, T* part, const Pack<T*, K>& out,
+                             unsigned* counter, int64_t across, int64_t down, int64_t blocks) {
   using P = PackOf<F, int64_t, int64_t>;
-  const int64_t n = blockIdx.x * int64_t(kColumnThreads) + threadIdx.x, block = blockIdx.y,
-                blocks = gridDim.y;
-  const int64_t end = (block + 1) * kRowBlock < M ? (block + 1) * kRowBlock : M;
+  const int64_t n = across * int64_t(blockDim.x) + threadIdx.x;
+  const int64_t end = (down + 1) * kRowBlock < M ? (down + 1) * kRowBlock : M;
   T acc[K] = {};
-  for (int64_t m = block * kRowBlock; n < N && m < end; ++m) {
+  for (int64_t m = down * kRowBlock; n < N && m < end; ++m) {
     const auto v = P::wrap(f(m, n));
 #pragma unroll
     for (int k = 0; k < K; ++k) acc[k] += v.v[k];
@@ -32,8 +34,8 @@ __global__ void column_kernel(int64_t M, int64_t N, F f, T* part, Pack<T*, K> ou
   if (blocks > 1) {
 #pragma unroll
     for (int k = 0; k < K; ++k)
-      if (n < N) *place(block, k) = acc[k];
-    if (!is_last_block(counters + blockIdx.x, unsigned(blocks))) return;
+      if (n < N) *place(down, k) = acc[k];
+    if (!is_last_block(counter, unsigned(blocks))) return;
   }
 #pragma unroll
   for (int k = 0; k < K; ++k) {
@@ -43,6 +45,11 @@ __global__ void column_kernel(int64_t M, int64_t N, F f, T* part, Pack<T*, K> ou
     for (int64_t b = 0; b < blocks && blocks > 1; ++b) s += seen(place(b, k));
     out.v[k][n] = s;
   }
+}
+
+template <class F, class T, int K>
+__global__ void column_kernel(int64_t M, int64_t N, F f, T* part, Pack<T*, K> out, unsigned* counters) {
+  column_block(M, N, f, part, out, counters + blockIdx.x, blockIdx.x, blockIdx.y, gridDim.y);
 }
 }  // namespace detail
 

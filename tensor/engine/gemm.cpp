@@ -4,6 +4,7 @@
 #include <numeric>
 #include <utility>
 
+#include "tensor/engine/column.h"
 #include "tensor/engine/gemm_digits.h"
 #include "tensor/engine/gemm_operand.h"
 #include "tensor/engine/gemm_pack.h"
@@ -155,7 +156,6 @@ class FloatEngine {
 };
 
 void gemm_cpu(const GemmArgs& args, Stream) {
-  if (args.digits) return detail::gemm_digits_cpu(args);
   GemmArgs g = args;
   if (g.c_row == 1 && g.c_col != 1 && !g.bias) {  // Cᵀ = Bᵀ·Aᵀ: the products commute, the bits stay
     std::swap(g.a, g.b);
@@ -290,8 +290,8 @@ DType result_type(const GemmInput& x) {
   return x.coded() || t == DType::bf16 ? DType::f32 : t;
 }
 
-void product(Tensor& out, const GemmInput& a, const GemmInput& b, const Tensor& bias, double alpha,
-             double beta, const GemmMode& mode, float* a_sums, bool* summed) {
+/// Everything but what the mode decides.
+GemmArgs checked_args(Tensor& out, const GemmInput& a, const GemmInput& b, const Tensor& bias) {
   constexpr const char* op = "gemm";
   a.check(op), b.check(op);
   LOWBIT_CHECK(a.cols() == b.rows(), shape, op, "columns of a must equal rows of b (got ", a.str(), " and ",
@@ -302,17 +302,45 @@ void product(Tensor& out, const GemmInput& a, const GemmInput& b, const Tensor& 
                " and ", b.str(), ")");
   GemmArgs g;
   detail::set_product(op, g, out, t, a, b, bias);
+  return g;
+}
+
+/// The products by digits, with the memory that they need.
+void run_digits(detail::DigitProducts& all, const GemmMode& mode, Device d) {
+  Tensor measured, added, partial[detail::kDigitSums];
+  int64_t lines[kProductsTogether] = {}, sum = 0, largest = 0;
+  for (int i = 0; i < all.count; ++i) {
+    GemmArgs& g = all.product[i];
+    g.digits = mode.digits;
+    lines[i] = g.batch[0] * g.batch[1] * g.batch[2] * (detail::is_codes(g.a) ? g.n : g.m);
+    sum += lines[i];
+    if (g.beta != 0) largest = std::max(largest, g.m * g.n);
+  }
+  if (d.is_cuda()) {
+    measured = Tensor::empty({sum * int64_t(sizeof(detail::DigitLine))}, DType::u8, d);
+    auto* at = reinterpret_cast<detail::DigitLine*>(measured.data<uint8_t>());
+    for (int i = 0; i < all.count; at += lines[i++]) all.product[i].work = at;
+    for (int i = 0; i < all.sums; ++i) {
+      partial[i] = column_workspace(all.sum[i].rows, all.sum[i].cols, 1, DType::f32, d);
+      all.sum[i].work = partial[i].data<float>();
+    }
+  } else if (largest > 0) {
+    added = Tensor::empty({largest}, DType::f32, d);
+    for (int i = 0; i < all.count; ++i)
+      if (all.product[i].beta != 0) all.product[i].work = added.data<float>();
+  }
+  detail::digit_products(all, d);
+}
+
+/// gemm(); a_sums and summed as in GemmArgs.
+void product(Tensor& out, const GemmInput& a, const GemmInput& b, const Tensor& bias, double alpha,
+             double beta, const GemmMode& mode, float* a_sums, bool* summed) {
+  GemmArgs g = checked_args(out, a, b, bias);
   g.alpha = alpha, g.beta = beta;
   const Device d = out.device();
   if (mode.digits && detail::digits_apply(g)) {
-    g.digits = mode.digits;
-    Tensor work;
-    if (d.is_cuda()) {
-      const int64_t lines = g.batch[0] * g.batch[1] * g.batch[2] * (a.coded() ? g.n : g.m);
-      work = Tensor::empty({lines * int64_t(sizeof(detail::DigitLine))}, DType::u8, d);
-      g.work = work.data<uint8_t>();
-    }
-    return gemm_kernel(g, d);
+    detail::DigitProducts one{1, 0, {g}, {}};
+    return run_digits(one, mode, d);
   }
   if (mode.parts && detail::parts_apply(g)) {
     g.library = mode.library && d.is_cuda();
@@ -340,6 +368,37 @@ bool gemm_with_sums(Tensor& out, Tensor& a_sums, const GemmInput& a, const GemmI
   const bool possible = mode.library && out.device().is_cuda() && out.dtype() == DType::f32;
   product(out, a, b, {}, 1, 0, mode, possible ? a_sums.data<float>() : nullptr, &summed);
   return summed;
+}
+
+bool gemm_together(std::span<const GemmProduct> products, std::span<const ColumnSums> sums,
+                   const GemmMode& mode) {
+  if (!mode.digits || products.empty() || products.size() > size_t{kProductsTogether} ||
+      sums.size() > size_t{detail::kDigitSums})
+    return false;
+  detail::DigitProducts all;
+  for (const ColumnSums& s : sums) {
+    // A column of its own is summed as a row (rule 3).
+    if (s.x.dtype() != DType::f32 || s.x.ndim() != 2 || s.x.size(1) == 1 || !s.x.contiguous()) return false;
+    Tensor out = s.out;
+    LOWBIT_CHECK(out.shape() == Shape{s.x.size(1)} && out.dtype() == DType::f32 && out.contiguous(), shape,
+                 "gemm", "sums must be a contiguous f32 [", s.x.size(1), "] (got ", out.str(), ")");
+    all.sum[all.sums++] = {s.x.view().as<const float>(), s.x.size(0), s.x.size(1), out.data<float>(),
+                           nullptr};
+  }
+  for (const GemmProduct& p : products) {
+    Tensor out = p.out;
+    GemmArgs g = checked_args(out, p.a, p.b, {});
+    g.alpha = p.alpha;
+    if (!detail::digits_apply(g)) return false;
+    LOWBIT_CHECK(!p.add || (all.count > 0 && g.c == all.product[all.count - 1].c && out.ndim() == 2), shape,
+                 "gemm",
+                 "a product is added to the out of the one before it, without leading dimensions (got ",
+                 out.str(), ")");
+    g.beta = p.add ? 1 : 0;
+    all.product[all.count++] = g;
+  }
+  run_digits(all, mode, products[0].out.device());
+  return true;
 }
 
 Tensor matmul(const GemmInput& a, const GemmInput& b, const Tensor& bias, double alpha) {

@@ -18,13 +18,23 @@ inline unsigned product_blocks(const char* op, const ProductArgs& g) {
   return unsigned(blocks);
 }
 
-/// The tile of the calling block; tiles of a row of C are neighbours.
+/// The one of several pieces of work in a launch that `block` falls into, and the block's number in it; null
+/// behind the last one.
+template <class Task>
+__device__ const Task* task_at(const Task* tasks, int count, unsigned Task::*blocks, unsigned& block) {
+  for (int i = 0; i < count; ++i) {
+    if (block < tasks[i].*blocks) return tasks + i;
+    block -= tasks[i].*blocks;
+  }
+  return nullptr;
+}
+
+/// The tile of a block; tiles of a row of C are neighbours.
 struct ProductTile {
   BatchIndex batch;
   int64_t m, n;  ///< first row and column
-  __device__ explicit ProductTile(const ProductArgs& g) {
-    const int64_t across = product_tiles(g.n), down = product_tiles(g.m);
-    const int64_t block = blockIdx.x, row = block / across;
+  __device__ explicit ProductTile(const ProductArgs& g, int64_t block = blockIdx.x) {
+    const int64_t across = product_tiles(g.n), down = product_tiles(g.m), row = block / across;
     n = block % across * kProductTile;
     m = row % down * kProductTile;
     batch = BatchIndex::of(g, row / down);

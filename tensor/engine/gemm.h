@@ -11,6 +11,8 @@
 // batching. GemmMode::inputs rounds the operands first; GemmMode::library gives the sums on CUDA to cuBLASLt,
 // in an order of its own (docs/numerics.md, rule 7).
 
+#include <span>
+
 #include "tensor/core/coded.h"
 #include "tensor/core/context.h"
 #include "tensor/core/kernel_slot.h"
@@ -50,8 +52,8 @@ struct ProductArgs {
 };
 struct GemmArgs : ProductArgs {  ///< C f32, or f64 with f64 operands
   double beta = 0;
-  int digits = 0;           ///< 2, 3: floats times codes as so many integer products (gemm_digits.h)
-  void* work = nullptr;     ///< a DigitLine for each line of floats, where digits are used on CUDA
+  int digits = 0;           ///< of gemm_digits.h: 2 or 3 there
+  void* work = nullptr;     ///< the same on CUDA: a DigitLine for each line of floats
   bool library = false;     ///< cuBLASLt on CUDA, where it has the form
   bool tf32 = false;        ///< cuBLASLt rounds f32 operands to tf32
   float* a_sums = nullptr;  ///< [m]: what cuBLASLt may add up beside the product; it then says so in *summed
@@ -120,6 +122,26 @@ void gemm(Tensor& out, const GemmInput& a, const GemmInput& b, const Tensor& bia
 /// gradient beside the weight gradient. False: a_sums was not touched.
 bool gemm_with_sums(Tensor& out, Tensor& a_sums, const GemmInput& a, const GemmInput& b,
                     const GemmMode& mode);
+
+/// How many products one launch may hold.
+inline constexpr int kProductsTogether = 6;
+
+/// One of several products that do not read what another writes.
+struct GemmProduct {
+  Tensor out;
+  GemmInput a, b;
+  double alpha = 1;
+  bool add =
+      false;  ///< to the same out as the product before it: out = fl(out + product), no leading dimensions
+};
+/// out[n] = Σ_m x[m, n] of packed floats, numerics rule 4.
+struct ColumnSums {
+  Tensor out, x;
+};
+/// gemm() of each product, and the sums, by the kernel that the mode has for all of it; false where there is
+/// none: nothing was done.
+bool gemm_together(std::span<const GemmProduct> products, std::span<const ColumnSums> sums,
+                   const GemmMode& mode);
 
 /// gemm() into a new tensor.
 Tensor matmul(const GemmInput& a, const GemmInput& b, const Tensor& bias = {}, double alpha = 1);

@@ -2,7 +2,6 @@
 // summation order of gemm.h written out, so that the bits are those of the CPU kernels.
 
 #include "tensor/engine/gemm.cuh"
-#include "tensor/engine/gemm_digits.h"
 #include "tensor/engine/gemm_library.h"
 #include "tensor/engine/gemm_operand.h"
 #include "tensor/hd/math.h"
@@ -99,7 +98,6 @@ __global__ void __launch_bounds__(kProductThreads)
 void gemm_cuda(const GemmArgs& g, Stream stream) {
   LOWBIT_CHECK(g.c_dtype == DType::f32, dtype, "gemm", "dtype must be f32 on cuda (got ",
                dtype_name(g.c_dtype), ")");
-  if (g.digits) return detail::gemm_digits_cuda(g, stream);
   if (g.library && detail::gemm_library(g, stream)) return;
   const unsigned blocks = cuda::product_blocks("gemm", g);
   if (blocks == 0) return;

@@ -5,6 +5,8 @@
 #include <limits>
 #include <utility>
 
+#include "tensor/engine/accumulate.h"
+#include "tensor/engine/column.h"
 #include "tensor/engine/gemm_digits_kernels.h"
 #include "tensor/engine/gemm_operand.h"
 #include "tensor/engine/gemm_pack.h"
@@ -402,7 +404,9 @@ DigitPlan digit_plan(const GemmArgs& g) {
   return {rows, g.digits == 3 && 255.0 * largest * double(g.k) < 0x1p29};
 }
 
-void gemm_digits_cpu(GemmArgs g) {
+namespace {
+
+void digit_product(GemmArgs g) {
   // Rows are split as A, columns as B.
   if (digit_plan(g).floats_as_rows == is_codes(g.a)) {
     std::swap(g.a, g.b);
@@ -413,5 +417,35 @@ void gemm_digits_cpu(GemmArgs g) {
   const DigitEngine e(g, gemm_kernel_int8(current_isa()));
   BlockedProduct(e, e.blocking()).run();
 }
+
+/// `from`, packed, is added to C.
+void add_packed(const GemmArgs& g, const void* from) {
+  const auto view = [&g](void* data, int64_t row, int64_t col) {
+    return View{data, DType::f32, 2, {g.m, g.n}, {row, col}};
+  };
+  accumulate({view(g.c, g.c_row, g.c_col), view(const_cast<void*>(from), g.n, 1)}, Device{});
+}
+
+void digit_products_cpu(const DigitProducts& all, Stream) {
+  for (int i = 0; i < all.count; ++i) {
+    GemmArgs g = all.product[i];
+    if (g.beta == 0) {
+      digit_product(g);
+      continue;
+    }
+    g.beta = 0, g.c = g.work, g.c_row = g.n, g.c_col = 1;
+    digit_product(g);
+    add_packed(all.product[i], g.work);
+  }
+  for (int i = 0; i < all.sums; ++i) {
+    const ColumnSumArgs s = all.sum[i];
+    cpu::columns(
+        s.rows, s.cols, [s](int64_t m, int64_t n) { return s.x[m * s.cols + n]; }, s.out);
+  }
+}
+
+}  // namespace
+
+KernelSlot<DigitProducts> digit_products{"gemm.digits", digit_products_cpu};
 
 }  // namespace lowbit::detail

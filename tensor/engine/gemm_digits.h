@@ -43,7 +43,23 @@ struct DigitLine {
   int digits;
 };
 
-void gemm_digits_cpu(GemmArgs g);
-void gemm_digits_cuda(GemmArgs g, Stream stream);  ///< needs GemmArgs::work
+/// Sums of the columns of packed floats: out[n] = Σ_m x[m, n], in the order of tensor/engine/column.h.
+struct ColumnSumArgs {
+  const float* x = nullptr;
+  int64_t rows = 0, cols = 0;
+  float *out = nullptr, *work = nullptr;  ///< work: column_workspace() (CUDA)
+};
+
+/// Products of which none reads what another writes, and sums beside them. On CUDA two kernels: one measures
+/// the lines of floats of all, one multiplies.
+inline constexpr int kDigitSums = 4;
+struct DigitProducts {
+  int count = 0, sums = 0;
+  /// digits_apply() but for beta, with `digits` set. beta = 1: the product is added to what the one before it
+  /// wrote, C = fl(C + fl(Y)), both without batches; on the CPU `work` is then an f32 [m, n].
+  GemmArgs product[kProductsTogether];
+  ColumnSumArgs sum[kDigitSums];
+};
+extern KernelSlot<DigitProducts> digit_products;
 
 }  // namespace lowbit::detail

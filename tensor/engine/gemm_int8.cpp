@@ -262,7 +262,7 @@ class CodedEngine {
   const size_t tile_bytes_;
 };
 
-void coded_gemm_cpu(const CodedGemmArgs& args, Stream) {
+void coded_gemm_cpu(const CodedGemmArgs& args) {
   CodedGemmArgs g = args;
   detail::fold_batches(g, g.quantize ? &g.quantize_stride : nullptr);
   const CodedEngine e(g, detail::gemm_kernel_int8(current_isa()));
@@ -291,7 +291,9 @@ void quantize_codes(const float* x, int64_t step, int64_t n, float a, const floa
 
 }  // namespace
 
-constinit KernelSlot<CodedGemmArgs> coded_gemm_kernel("coded_gemm", coded_gemm_cpu);
+constinit KernelSlot<CodedProducts> coded_products("coded_gemm", [](const CodedProducts& all, Stream) {
+  for (int i = 0; i < all.count; ++i) coded_gemm_cpu(all.product[i]);
+});
 
 void quantize_line(const float* x, int64_t step, int64_t n, float a, const float* b, int64_t b_step, float lo,
                    float hi, void* codes, int64_t codes_step) {
@@ -353,8 +355,10 @@ void set_quantize(CodedGemmArgs& g, const GemmInput& a, const Tensor& x) {
   codes.mutable_view();  // counts the write
 }
 
-CodedGemmArgs product_args(Tensor& out, const GemmInput& a, const GemmInput& b, const Tensor& bias,
-                           double alpha) {
+}  // namespace
+
+CodedGemmArgs coded_gemm_args(Tensor& out, const GemmInput& a, const GemmInput& b, const Tensor& bias,
+                              double alpha) {
   constexpr const char* op = "coded_gemm";
   LOWBIT_CHECK(a.coded() && b.coded(), dtype, op, "operands must be Coded (got ", a.str(), " and ", b.str(),
                ")");
@@ -369,19 +373,17 @@ CodedGemmArgs product_args(Tensor& out, const GemmInput& a, const GemmInput& b, 
   return g;
 }
 
+namespace {
+
 void coded_product(Tensor& out, const GemmInput& a, const GemmInput& b, const void* packed,
                    const Tensor& bias, double alpha, const Tensor& quantize) {
-  CodedGemmArgs g = product_args(out, a, b, bias, alpha);
+  CodedGemmArgs g = coded_gemm_args(out, a, b, bias, alpha);
   g.packed_b = packed;
   if (quantize.defined()) set_quantize(g, a, quantize);
-  coded_gemm_kernel(g, out.device());
+  coded_products({1, {g}}, out.device());
 }
 
 }  // namespace
-
-CodedGemmArgs coded_gemm_args(Tensor& out, const GemmInput& a, const GemmInput& b, double alpha) {
-  return product_args(out, a, b, {}, alpha);
-}
 
 bool coded_gemm_supported(const GemmInput& a, const GemmInput& b) {
   const auto along_k = [](const GemmInput& x) { return x.operand(kMaxBatchDims, true).scale_stride.k != 0; };
@@ -414,7 +416,7 @@ PackedCodes pack_b(const Coded& b) {
 void gemm_int8(Tensor& out, const GemmInput& a, const GemmInput& b) {
   const CodedGemmArgs g = make_args("gemm_int8", out, a, b, DType::i32);
   check_bound("gemm_int8", g);
-  coded_gemm_kernel(g, out.device());
+  coded_products({1, {g}}, out.device());
 }
 
 void coded_gemm(Tensor& out, const GemmInput& a, const GemmInput& b, const Tensor& bias, double alpha,

@@ -25,7 +25,13 @@ struct CodedGemmArgs : ProductArgs {
       nullptr;  ///< values whose codes rint(clamp((x − b_k) / a_m, lo, hi)) are written to a.data
   GemmOperand::Strides quantize_stride;
 };
-extern KernelSlot<CodedGemmArgs> coded_gemm_kernel;
+/// Products of which none reads what another writes, in one launch.
+inline constexpr int kCodedTogether = 4;
+struct CodedProducts {
+  int count = 0;
+  CodedGemmArgs product[kCodedTogether];
+};
+extern KernelSlot<CodedProducts> coded_products;
 
 /// A matrix of codes [N, K] in the layout of the kernels; pack weights once per step.
 class PackedCodes {
@@ -58,8 +64,9 @@ void coded_gemm(Tensor& out, const GemmInput& a, const GemmInput& b, const Tenso
 void coded_gemm(Tensor& out, const GemmInput& a, const PackedCodes& b, const Tensor& bias = {},
                 double alpha = 1, const Tensor& quantize = {});
 
-/// The checked arguments of coded_gemm(out, a, b, {}, alpha), for kernels that contain the product.
-CodedGemmArgs coded_gemm_args(Tensor& out, const GemmInput& a, const GemmInput& b, double alpha = 1);
+/// The checked arguments of coded_gemm(), for lists of products and for kernels that contain one.
+CodedGemmArgs coded_gemm_args(Tensor& out, const GemmInput& a, const GemmInput& b, const Tensor& bias = {},
+                              double alpha = 1);
 
 /// False when a scale runs along K: such operands have no integer product.
 bool coded_gemm_supported(const GemmInput& a, const GemmInput& b);

@@ -15,20 +15,33 @@ using detail::ColTerms;
 using detail::IntOut;
 using detail::RowTerms;
 
-struct Aligned {
-  bool a, b;  ///< cuda::word_aligned
+/// A product and its blocks in the launch; those of a list stand behind each other.
+struct CodedTask {
+  CodedGemmArgs g;
+  CodedPlan p;
+  unsigned tiles;
+  bool a_aligned, b_aligned;  ///< cuda::word_aligned
 };
+struct CodedTasks {
+  int count = 0;
+  CodedTask task[kCodedTogether];
+};
+static_assert(sizeof(CodedTasks) <= 4096, "the parameters of a kernel");
 
 __global__ void __launch_bounds__(kProductThreads)
-    coded_gemm_kernel_cuda(const __grid_constant__ CodedGemmArgs g, CodedPlan p, Aligned aligned) {
+    coded_gemm_kernel_cuda(const __grid_constant__ CodedTasks all) {
+  unsigned block = blockIdx.x;
+  const CodedTask& task = *cuda::task_at(all.task, all.count, &CodedTask::tiles, block);
+  const CodedGemmArgs& g = task.g;
+  const CodedPlan& p = task.p;
   __shared__ cuda::WordStage as[2], bs[2];
   __shared__ RowTerms rows[kProductTile];
   __shared__ ColTerms cols[kProductTile];
   __shared__ detail::OffsetSums offsets;
-  const cuda::ProductTile at(g);
+  const cuda::ProductTile at(g, block);
   const BatchIndex& index = at.batch;
-  const cuda::CodeLines a(g.a, index, at.m, g.m, g.k, p.a.zero, aligned.a),
-      b(g.b, index, at.n, g.n, g.k, p.b.zero, aligned.b);
+  const cuda::CodeLines a(g.a, index, at.m, g.m, g.k, p.a.zero, task.a_aligned),
+      b(g.b, index, at.n, g.n, g.k, p.b.zero, task.b_aligned);
   const int thread = int(threadIdx.x), line = thread % kProductTile;
   const bool sums_a = thread < kProductTile, sums_b = !sums_a && thread < 2 * kProductTile,
              exact = p.out == IntOut::f64;
@@ -90,20 +103,26 @@ __global__ void quantize_kernel(const __grid_constant__ CodedGemmArgs g, int64_t
   }
 }
 
-void coded_gemm_cuda(const CodedGemmArgs& args, Stream stream) {
-  CodedGemmArgs g = args;
-  detail::fold_batches(g, g.quantize ? &g.quantize_stride : nullptr);
-  const unsigned blocks = cuda::product_blocks("coded_gemm", g);
-  if (blocks == 0) return;
-  const int64_t codes = g.batch[0] * g.batch[1] * g.batch[2] * g.m * g.k;
-  if (g.quantize && codes > 0)
-    cuda::launch("coded_gemm", quantize_kernel, unsigned(std::min<int64_t>((codes + 255) / 256, 1 << 16)),
-                 256, stream, g, codes);
-  cuda::launch("coded_gemm", coded_gemm_kernel_cuda, blocks, kProductThreads, stream, g, CodedPlan(g),
-               Aligned{cuda::word_aligned(g.a), cuda::word_aligned(g.b)});
+void coded_products_cuda(const CodedProducts& from, Stream stream) {
+  constexpr const char* op = "coded_gemm";
+  CodedTasks all;
+  int64_t blocks = 0;
+  for (; all.count < from.count; ++all.count) {
+    CodedGemmArgs g = from.product[all.count];
+    detail::fold_batches(g, g.quantize ? &g.quantize_stride : nullptr);
+    const unsigned tiles = cuda::product_blocks(op, g);
+    const int64_t codes = tiles ? g.batch[0] * g.batch[1] * g.batch[2] * g.m * g.k : 0;
+    if (g.quantize && codes > 0)
+      cuda::launch(op, quantize_kernel, unsigned(std::min<int64_t>((codes + 255) / 256, 1 << 16)), 256,
+                   stream, g, codes);
+    all.task[all.count] = {g, CodedPlan(g), tiles, cuda::word_aligned(g.a), cuda::word_aligned(g.b)};
+    blocks += tiles;
+  }
+  LOWBIT_CHECK(blocks <= 0x7fffffff, shape, op, "too large for the cuda kernel (got ", blocks, " tiles)");
+  if (blocks) cuda::launch(op, coded_gemm_kernel_cuda, unsigned(blocks), kProductThreads, stream, all);
 }
 
-const CudaKernel<CodedGemmArgs> registered(coded_gemm_kernel, coded_gemm_cuda);
+const CudaKernel<CodedProducts> registered(coded_products, coded_products_cuda);
 
 }  // namespace
 }  // namespace lowbit

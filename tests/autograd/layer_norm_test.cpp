@@ -1,5 +1,7 @@
 #include "autograd/ops/layer_norm.h"
 
+#include "autograd/ops/broadcast.h"
+#include "autograd/ops/pointwise.h"
 #include "tests/support/op_case.h"
 
 namespace lowbit::test {
@@ -44,7 +46,13 @@ const bool registered = register_op_cases(
             },
             "layer_norm: operands must share a dtype (got x=[2, 8] f64 cpu, gamma=[8] f32 cpu)"}},
       .perf = {.inputs = inputs({64, 197, 192})}},
-     {.name = "many_rows", .inputs = inputs({301, 33}), .fn = kFn}});
+     {.name = "many_rows", .inputs = inputs({301, 33}), .fn = kFn},
+     {.name = "beside_a_sum",  // whose gradient is there before
+      .inputs = inputs({4, 3, 40}),
+      .fn = [](std::span<const Variable> v) {
+        const Variable x = scale(v[0], 2);
+        return add(x, layer_norm(x, v[1], v[2], 1e-6));
+      }}});
 
 }  // namespace
 }  // namespace lowbit::test

@@ -2,9 +2,13 @@
 
 #include <gtest/gtest.h>
 
+#include <array>
 #include <cmath>
 
 #include "autograd/core/node.h"
+#include "autograd/ops/broadcast.h"
+#include "autograd/ops/pointwise.h"
+#include "autograd/ops/shape.h"
 #include "tensor/core/context.h"
 #include "tensor/core/thread_pool.h"
 #include "tests/support/device_calls.h"
@@ -18,6 +22,12 @@ using namespace test;
 using In = std::span<const Variable>;
 
 Variable zeros(const Shape& s) { return Variable(Tensor::zeros(s)); }
+
+/// Side by side, each with another factor.
+Variable joined(std::vector<Variable> outputs) {
+  for (size_t i = 1; i < outputs.size(); ++i) outputs[i] = scale(outputs[i], 1.0 - 1.5 * double(i));
+  return concat(outputs, -1);
+}
 
 const bool cases = register_op_cases(
     "Linear",
@@ -48,6 +58,39 @@ const bool cases = register_op_cases(
                              {.name = "w", .shape = {768, 192}},
                              {.name = "b", .shape = {768}}},
                   .flops = 2.0 * 1576 * 192 * 768}},
+        {.name = "parts",
+         .inputs = {{.name = "x", .shape = {2, 3, 5}},
+                    {.name = "w", .shape = {12, 5}},
+                    {.name = "b", .shape = {12}}},
+         .fn =
+             [](In v) {
+               return joined(linear_outputs(v[0], std::array{LinearLayer{v[1], v[2], 3}}));
+             },
+         .parity = {Parity::Kind::gemm, 6},
+         .misuse = {{"parts",
+                     [] { linear_outputs(zeros({2, 3}), std::array{LinearLayer{zeros({4, 3}), {}, 3}}); },
+                     "linear: rows must be cut into equal parts (got 3 of weight=[4, 3] f32 cpu)"}}},
+        {.name = "layers",
+         .inputs = {{.name = "x", .shape = {7, 5}},
+                    {.name = "w", .shape = {4, 5}},
+                    {.name = "b", .shape = {4}},
+                    {.name = "u", .shape = {6, 5}}},
+         .fn =
+             [](In v) {
+               return joined(
+                   linear_outputs(v[0], std::array{LinearLayer{v[1], v[2]}, LinearLayer{v[3], {}, 2}}));
+             },
+         .parity = {Parity::Kind::gemm, 6}},
+        {.name = "an_output_that_nobody_uses",
+         .inputs = {{.name = "x", .shape = {7, 5}},
+                    {.name = "w", .shape = {9, 5}},
+                    {.name = "b", .shape = {9}}},
+         .fn =
+             [](In v) {
+               const auto y = linear_outputs(v[0], std::array{LinearLayer{v[1], v[2], 3}});
+               return joined({y[0], y[2]});
+             },
+         .parity = {Parity::Kind::gemm, 6}},
         {.name = "rows",
          .inputs = {{.name = "x", .shape = {6, 5}}, {.name = "w", .shape = {4, 5}}},
          .fn = [](In v) { return linear(v[0], v[1], Variable{}); },
@@ -286,6 +329,53 @@ TEST(CodedProduct, AgreesWithFloatOracleAndThreads) {
     }
     set_threads(0);
   }
+}
+
+/// Outputs together have the values and, in backward by digits or parts, the gradients of one after the
+/// other, also where one is asked for again before the others and one by one.
+TEST(CodedProduct, OutputsTogetherAreThoseOneByOne) {
+  const Context before = context();
+  const Coded x = along(make_codes("x", {2, 9, 48}, 4, true, false, 0), -2, true),
+              w = make_codes("w", {60, 48}, 4, true, true, 0);
+  const Tensor bias = fill("b", {60}, -1, 1);
+  for (const BackwardProducts kind :
+       {BackwardProducts::f32, BackwardProducts::int8x3, BackwardProducts::bf16x2}) {
+    context().backward = kind;
+    struct Pass final : Node {
+      const char* name() const override { return "pass"; }
+      void backward(const Tensor& gy, GradSink& gx) override { gx.add(0, gy); }
+      void release() override {}
+      std::vector<Tensor> saved() const override { return {}; }
+    };
+    const auto results = [&](bool together) {
+      const Variable xa(x.dequantize(), true), wa(w.dequantize(), true), b(bias, true);
+      const Variable xc = record(x, std::make_shared<Pass>(), {xa}),
+                     wc = record(w, std::make_shared<Pass>(), {wa});
+      std::vector<Variable> y;
+      if (together)
+        y = linear_outputs(xc, std::array{LinearLayer{wc, b, 3}});
+      else
+        for (int64_t i = 0; i < 3; ++i)
+          y.push_back(linear(xc, slice(wc, 0, 20 * i, 20 * i + 20), slice(b, 0, 20 * i, 20 * i + 20)));
+      for (const size_t i : {2, 0, 1}) {
+        SavedValue again;
+        again.set(y[i]);
+        EXPECT_TRUE(equal_bits(again.get("test", 0), y[i].data()));
+      }
+      const Variable all = joined(y);
+      all.backward(fill("gy", all.shape(), -1, 1));
+      return std::vector<Tensor>{all.data(), xa.grad(), wa.grad(), b.grad()};
+    };
+    const std::vector<Tensor> one = results(true), three = results(false);
+    for (size_t i = 0; i < one.size(); ++i) {
+      if (kind == BackwardProducts::f32 && i == 1)
+        EXPECT_EQ(difference(one[i], three[i], {.relative = 1e-5, .absolute = 1e-6}),
+                  "");  // added in the product
+      else
+        EXPECT_TRUE(equal_bits(one[i], three[i])) << i;
+    }
+  }
+  context() = before;
 }
 
 /// Coded operands are kept as bytes.

@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include "tensor/engine/accumulate.h"
 #include "tensor/engine/gemm_int8.h"
 #include "tests/support/op_case.h"
 #include "tests/tensor/engine/gemm_support.h"
@@ -155,6 +156,84 @@ TEST(GemmCuda, ProductsByDigitsEqualTheCpu) {
         ASSERT_TRUE(equal_bits(product(on_gpu(g), on_gpu(c), kGpu), product(g, c, Device{})))
             << s.m << "x" << s.n << "x" << s.k << " form " << form << " digits " << digits;
       }
+}
+
+/// The gradients of two layers of one input, whose input gradients are added up, of one with batches, and
+/// sums of columns: in one list, alone and on both devices.
+TEST(GemmCuda, ProductsTogetherAreThoseAlone) {
+  for (const int digits : {2, 3})
+    for (const int64_t tokens : {1, 130, 300})
+      for (const int64_t outputs : {2, 70, 300}) {
+        const int64_t inputs = 40, few = 3;
+        Tensor g = random_tensor({tokens, outputs}, 31);
+        const Tensor other = random_tensor({tokens, few}, 36), h = random_tensor({2, tokens, few}, 32);
+        for (int64_t i = 0; i < g.numel(); i += 97) g.data<float>()[i] *= 300;
+        const Coded w = random_coded({outputs, inputs}, true, -8, 7, Coded::kPerTensor, 0, 0, 33),
+                    w2 = random_coded({few, inputs}, true, -8, 7, Coded::kPerTensor, 0, 0, 37),
+                    x = random_coded({tokens, inputs}, false, 0, 15, -2, 0, 0, 34),
+                    v = random_coded({2, few, inputs}, true, -8, 7, -2, 0, 0.5, 35);
+        const auto on = [&](Device d, bool together) {
+          const auto there = [&](const auto& t) { return d.is_cuda() ? on_gpu(t) : t; };
+          const Tensor gd = there(g), od = there(other), hd = there(h);
+          const auto out = [&](const Shape& s) { return Tensor::full(s, NAN, DType::f32, d); };
+          const Tensor dx = out({tokens, inputs});
+          std::vector<GemmProduct> all{{dx, od, there(w2), 0.7},
+                                       {dx, gd, there(w), 0.7, true},
+                                       {dx, od, there(w2), 1, true},
+                                       {out({outputs, inputs}), GemmInput(gd).t(), there(x)},
+                                       {out({2, tokens, inputs}), hd, there(v), -1}};
+          const ColumnSums sums[] = {{out({outputs}), gd}, {out({few}), od}};
+          const GemmMode mode{.digits = digits};
+          if (together) {
+            EXPECT_TRUE(gemm_together(all, sums, mode));
+          }
+          for (GemmProduct& p : all) {
+            if (together) break;
+            Tensor own = p.add ? out(p.out.shape()) : p.out;
+            gemm(own, p.a, p.b, {}, p.alpha, 0, mode);
+            if (p.add) accumulate({p.out.mutable_view(), own.view()}, d);
+          }
+          std::vector<Tensor> r;
+          for (const GemmProduct& p : all) r.push_back(p.out.to(Device{}));
+          for (const ColumnSums& s : sums)
+            if (together) r.push_back(s.out.to(Device{}));
+          return r;
+        };
+        const std::vector<Tensor> cpu = on({}, true), alone = on({}, false);
+        for (size_t i = 0; i < alone.size(); ++i) EXPECT_TRUE(equal_bits(cpu[i], alone[i])) << i;
+        for (int64_t n = 0; n < outputs; ++n) {  // rule 4
+          float sum = 0;
+          for (int64_t first = 0; first < tokens; first += 128) {
+            float block = 0;
+            for (int64_t t = first; t < std::min(tokens, first + 128); ++t)
+              block += g.data<float>()[t * outputs + n];
+            sum += block;
+          }
+          EXPECT_EQ(cpu[5].data<float>()[n], sum) << n;
+        }
+        if (!test::cuda_present()) continue;
+        const std::vector<Tensor> gpu = on(kGpu, true);
+        for (size_t i = 0; i < cpu.size(); ++i) EXPECT_TRUE(equal_bits(gpu[i], cpu[i])) << i;
+      }
+}
+
+TEST(GemmCuda, WhatHasNoKernelTogetherIsLeftUndone) {
+  const Tensor g = random_tensor({5, 3}, 41), f = random_tensor({3, 4}, 42);
+  const Coded w = random_coded({3, 4}, true, -8, 7, Coded::kPerTensor, 0, 0, 43);
+  const Tensor out = Tensor::full({5, 4}, 7);
+  const auto done = [&](const GemmInput& b, int digits, std::vector<ColumnSums> sums = {}, bool add = false) {
+    const GemmProduct one[] = {{out, g, b, 1, add}};
+    return gemm_together(one, sums, {.digits = digits});
+  };
+  EXPECT_FALSE(done(w, 0)) << "float products";
+  EXPECT_FALSE(done(f, 3)) << "no codes";
+  EXPECT_FALSE(done(w, 3, {{Tensor::full({1}, 7), Tensor::full({5, 1}, 1)}}))
+      << "a column of its own is a row";
+  EXPECT_FALSE(gemm_together({}, {}, {.digits = 3})) << "nothing to do";
+  EXPECT_TRUE(equal_bits(out, Tensor::full({5, 4}, 7)));
+  EXPECT_TRUE(done(w, 3));
+  EXPECT_THROW(done(w, 3, {{Tensor::full({4}, 7), g}}), Error) << "sums of another length";
+  EXPECT_THROW(done(w, 3, {}, true), Error) << "nothing before it";
 }
 
 }  // namespace
