@@ -205,8 +205,8 @@ TEST(StepRunnerCuda, LaunchesOfAFourBitStep) {
                   dropout, int(block), int(rest), int(12 * block + rest));
       RecordProperty(str_cat(method, "_", dropout, "_block"), int(block));
       RecordProperty(str_cat(method, "_", dropout, "_rest"), int(rest));
-      EXPECT_LE(block, dropout > 0 ? 100 : 92);
-      EXPECT_LE(rest, 54);
+      EXPECT_LE(block, dropout > 0 ? 53 : 45);
+      EXPECT_LE(rest, 46);
     }
 }
 
