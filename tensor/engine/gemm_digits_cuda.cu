@@ -14,6 +14,7 @@ namespace {
 
 using cuda::kProductThreads;
 using cuda::kProductTile;
+using detail::digit_products;
 using detail::DigitLine;
 using detail::DigitPlan;
 using detail::DigitProducts;
@@ -357,7 +358,7 @@ void digit_products_cuda(const DigitProducts& from, Stream stream) {
   if (tiles) cuda::launch(kOp, digit_gemm_kernel, unsigned(tiles), kProductThreads, stream, all);
 }
 
-const CudaKernel<DigitProducts> registered(detail::digit_products, digit_products_cuda);
+const CudaKernel<DigitProducts> registered(digit_products, digit_products_cuda);
 
 }  // namespace
 }  // namespace lowbit
