@@ -171,7 +171,7 @@ struct SummedColumns {
   __device__ float operator()(int64_t m, int64_t n) const { return x[m * cols + n]; }
 };
 
-__global__ void __launch_bounds__(kThreads) measure_kernel(const __grid_constant__ DigitTasks all) {
+__global__ void __launch_bounds__(kThreads, 1) measure_kernel(const __grid_constant__ DigitTasks all) {
   unsigned block = blockIdx.x;
   if (const DigitTask* const t = cuda::task_at(all.task, all.count, &DigitTask::measures, block)) {
     if (t->plan.floats_as_rows)
