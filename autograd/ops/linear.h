@@ -25,8 +25,8 @@ struct LinearLayer {
   Variable w, b;
   int64_t parts = 1;
 };
-/// The same of several layers of one input: query, key and value. On CUDA forward is one launch and backward
-/// two, with digits or parts as products.   Grad  dx is the sum from the last output to the first
+/// The same of several layers of one input: query, key and value. On CUDA integer products are one launch,
+/// and backward by digits two.   Grad  dx is the sum from the last output to the first
 std::vector<Variable> linear_outputs(const Variable& x, std::span<const LinearLayer> layers);
 
 /// y = a · b over the last two dimensions, leading dimensions equal; f32 operands are never rounded, because
