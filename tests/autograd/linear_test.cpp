@@ -266,16 +266,17 @@ struct CodedRun {
   Tensor y, dx, dw;
 };
 
+struct Pass final : Node {
+  const char* name() const override { return "pass"; }
+  void backward(const Tensor& gy, GradSink& gx) override { gx.add(0, gy); }
+  void release() override {}
+  std::vector<Tensor> saved() const override { return {}; }
+};
+
 /// Leaves with codes that still want gradients: straight-through from float leaves.
 CodedRun run(const std::function<Variable(const Variable&, const Variable&)>& f, const Coded& a,
              const Coded& b, bool integer) {
   context().integer_products = integer;
-  struct Pass final : Node {
-    const char* name() const override { return "pass"; }
-    void backward(const Tensor& gy, GradSink& gx) override { gx.add(0, gy); }
-    void release() override {}
-    std::vector<Tensor> saved() const override { return {}; }
-  };
   const Variable xa(a.dequantize(), true), xb(b.dequantize(), true);
   const Variable y = f(record(a, std::make_shared<Pass>(), {xa}), record(b, std::make_shared<Pass>(), {xb}));
   y.backward(fill("gy", y.shape(), 0, 1));
@@ -341,12 +342,6 @@ TEST(CodedProduct, OutputsTogetherAreThoseOneByOne) {
   for (const BackwardProducts kind :
        {BackwardProducts::f32, BackwardProducts::int8x3, BackwardProducts::bf16x2}) {
     context().backward = kind;
-    struct Pass final : Node {
-      const char* name() const override { return "pass"; }
-      void backward(const Tensor& gy, GradSink& gx) override { gx.add(0, gy); }
-      void release() override {}
-      std::vector<Tensor> saved() const override { return {}; }
-    };
     const auto results = [&](bool together) {
       const Variable xa(x.dequantize(), true), wa(w.dequantize(), true), b(bias, true);
       const Variable xc = record(x, std::make_shared<Pass>(), {xa}),
