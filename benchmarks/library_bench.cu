@@ -1,17 +1,18 @@
-// Products on a GPU: ours on integers beside cuBLASLt on int8, bf16, tf32 and f32, at the shapes of training.
+// Ours on a GPU beside NVIDIA's libraries, at the shapes of training.
 //   library_bench [--batch 64] [--seconds 0.2]
-// One JSON line a product: rates in Tflop/s (Top/s for int8), of forward products C = A · Bᵀ with the
-// operands in place. Ours includes scales and bias and writes f32; cuBLASLt on int8 writes int32 sums and
-// nothing else. Left out where the library has no algorithm.
+// Products: ours on integers beside cuBLASLt on int8, bf16, tf32 and f32. One JSON line a product: rates in
+// Tflop/s (Top/s for int8), of forward products C = A · Bᵀ with the operands in place. Ours includes scales
+// and bias and writes f32; cuBLASLt on int8 writes int32 sums and nothing else. Left out where the library
+// has no algorithm. Attention beside cuDNN's: library_attention.cpp.
 
 #include <cublasLt.h>
 
-#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <functional>
 
+#include "benchmarks/library_bench.h"
 #include "tensor/core/backend.h"
 #include "tensor/core/cuda_runtime.cuh"
 #include "tensor/engine/gemm_int8.h"
@@ -19,8 +20,8 @@
 namespace {
 
 using namespace lowbit;
+using bench::kGpu, bench::timed;
 
-constexpr Device kGpu{Device::Kind::cuda, 0};
 constexpr size_t kWorkBytes = size_t(32) << 20;
 
 struct Shape3 {
@@ -31,19 +32,6 @@ constexpr Shape3 kShapes[] = {{"DeiT-T qkv", 197, 192, 576}, {"DeiT-T fc1", 197,
                               {"DeiT-T fc2", 197, 768, 192}, {"DeiT-S fc1", 197, 384, 1536},
                               {"BERT proj", 128, 768, 768},  {"BERT fc1", 128, 768, 3072},
                               {"BERT fc2", 128, 3072, 768}};
-
-/// Seconds of one call, the mean over at least `seconds`.
-double timed(double seconds, const std::function<void()>& f) {
-  f();
-  synchronize(kGpu);
-  for (int n = 1;; n *= 2) {
-    const auto begin = std::chrono::steady_clock::now();
-    for (int i = 0; i < n; ++i) f();
-    synchronize(kGpu);
-    const double s = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
-    if (s >= seconds) return s / n;
-  }
-}
 
 void check(cublasStatus_t s) {
   if (s != CUBLAS_STATUS_SUCCESS) fail(ErrorKind::cuda, "library_bench", cublasLtGetStatusString(s));
@@ -144,4 +132,5 @@ int main(int argc, char** argv) {
     return 1;
   }
   for (const Shape3& s : kShapes) measure(s, batch, seconds);
+  bench::measure_attention(batch, seconds);
 }

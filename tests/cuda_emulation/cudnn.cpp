@@ -6,9 +6,6 @@
 
 #include "tensor/hd/half.h"
 
-struct EmulatedCudnn {
-  cudaStream_t stream = nullptr;
-};
 struct EmulatedMaps {
   int n = 0, c = 0, h = 0, w = 0;
 };
@@ -93,10 +90,13 @@ const float* floats(const void* p) { return static_cast<const float*>(p); }
 }  // namespace
 
 const char* cudnnGetErrorString(cudnnStatus_t s) {
-  return s == CUDNN_STATUS_SUCCESS     ? "CUDNN_STATUS_SUCCESS"
-         : s == CUDNN_STATUS_BAD_PARAM ? "CUDNN_STATUS_BAD_PARAM"
-                                       : "CUDNN_STATUS_NOT_SUPPORTED";
+  return s == CUDNN_STATUS_SUCCESS           ? "CUDNN_STATUS_SUCCESS"
+         : s == CUDNN_STATUS_BAD_PARAM       ? "CUDNN_STATUS_BAD_PARAM"
+         : s == CUDNN_STATUS_NOT_INITIALIZED ? "CUDNN_STATUS_NOT_INITIALIZED"
+                                             : "CUDNN_STATUS_NOT_SUPPORTED";
 }
+size_t cudnnGetVersion() { return CUDNN_VERSION; }
+cudnnStatus_t cudnnDestroy(cudnnHandle_t h) { return delete h, CUDNN_STATUS_SUCCESS; }
 cudnnStatus_t cudnnCreate(cudnnHandle_t* h) { return *h = new EmulatedCudnn, CUDNN_STATUS_SUCCESS; }
 cudnnStatus_t cudnnSetStream(cudnnHandle_t h, cudaStream_t s) { return h->stream = s, CUDNN_STATUS_SUCCESS; }
 
