@@ -9,7 +9,7 @@
 namespace lowbit {
 namespace {
 
-Operand operand(const Variable& x) { return x.coded() ? Operand{{}, *x.coded()} : Operand{x.data(), {}}; }
+Operand operand(const Variable& x) { return x.coded() ? Operand{{}, *x.coded()} : Operand{x.stored(), {}}; }
 
 /// [..., K] seen as [T, K].
 Tensor flat_rows(const Tensor& t) {
@@ -21,7 +21,7 @@ Tensor flat_rows(const Tensor& t) {
 /// out of a product over K: such codes become floats.
 Operand flat_rows(const Variable& x) {
   const Coded* c = x.coded();
-  if (!c || c->by_groups() || c->scale_axis == -1) return {flat_rows(x.data()), {}};
+  if (!c || c->by_groups() || c->scale_axis == -1) return {flat_rows(x.stored()), {}};
   Operand r{{}, *c};
   r.codes.codes = flat_rows(c->codes);
   if (c->per_tensor()) return r;
@@ -52,7 +52,7 @@ Tensor by_heads(const Tensor& t, int64_t heads) {
 /// The same of an operand; every head gets its part of what runs along H·D.
 Operand by_heads(const Variable& x, int64_t heads) {
   const Coded* c = x.coded();
-  if (!c) return {by_heads(x.data(), heads), {}};
+  if (!c) return {by_heads(x.stored(), heads), {}};
   const auto parts = [heads](const Tensor& t) { return t.packed().reshape({heads, t.numel() / heads}); };
   Operand r{{}, *c};
   r.codes.codes = by_heads(c->codes, heads);
@@ -257,8 +257,8 @@ struct ScoresNode final : Node {
 /// p · v of every head, merged: [B, N, H·D].
 Tensor context_forward(const Operand& p, const Operand& v, int64_t heads) {
   const Tensor& values = p.values();
-  Tensor y = Tensor::empty({values.size(0), values.size(2), heads * v.values().size(3)},
-                           p.coded() ? DType::f32 : values.dtype(), values.device());
+  Tensor y = Tensor::empty({values.size(0), values.size(2), heads * v.values().size(3)}, p.result(),
+                           values.device());
   Tensor window = by_heads(y, heads);
   product_nt(window, p.input(), v.input().t(), {}, 1);
   return y;

@@ -3,6 +3,7 @@
 #include "autograd/core/node.h"
 #include "autograd/ops/check.h"
 #include "autograd/ops/deferred.h"
+#include "autograd/ops/narrow.h"
 #include "tensor/engine/row.h"
 
 namespace lowbit {
@@ -21,6 +22,16 @@ void backward_cpu(const SoftmaxBwdArgs& a, Stream) {
     cpu::rows(a.rows, a.n, Row<double>{a.dx.as<double>(), a.gy.as<double>(), a.y.as<double>(), a.n});
   else
     cpu::rows(a.rows, a.n, Row<float>{a.dx.as<float>(), a.gy.as<float>(), a.y.as<float>(), a.n});
+}
+
+void narrowed_forward_cpu(const SoftmaxFwdArgs& a, Stream) {
+  cpu::rows(a.rows, a.n,
+            NarrowedSoftmaxFwdRow{a.y.as<bf16>(), a.x.as<float>(), a.n, a.y.stride[a.y.ndim - 2]});
+}
+void narrowed_backward_cpu(const SoftmaxBwdArgs& a, Stream) {
+  cpu::rows(a.rows, a.n,
+            SoftmaxBwdRow<float, bf16>{a.dx.as<float>(), a.gy.as<float>(), a.y.as<bf16>(), a.n,
+                                       a.y.stride[a.y.ndim - 2]});
 }
 
 int64_t row_count(const Tensor& x) { return x.size(-1) ? x.numel() / x.size(-1) : 0; }
@@ -50,6 +61,7 @@ struct SoftmaxNode final : Node {
     gx.add(0, dx);
   }
   bool replays() const override { return from_x; }
+  /// Rounded rows do so too coarsely.
   bool rows_sum_to_one() const override { return forward == &softmax_fwd; }
   Tensor replay() const override {
     if (!from_x) return y.get(op, 0);
@@ -91,10 +103,24 @@ Tensor DeferredSoftmax::values() const {
 
 KernelSlot<SoftmaxFwdArgs> softmax_fwd{"softmax.fwd", forward_cpu<SoftmaxFwdRow>};
 KernelSlot<SoftmaxBwdArgs> softmax_bwd{"softmax.bwd", backward_cpu<SoftmaxBwdRow>};
+KernelSlot<SoftmaxFwdArgs> narrowed_softmax_fwd{"narrowed_softmax.fwd", narrowed_forward_cpu};
+KernelSlot<SoftmaxBwdArgs> narrowed_softmax_bwd{"narrowed_softmax.bwd", narrowed_backward_cpu};
 KernelSlot<SoftmaxFwdArgs> log_softmax_fwd{"log_softmax.fwd", forward_cpu<LogSoftmaxFwdRow>};
 KernelSlot<SoftmaxBwdArgs> log_softmax_bwd{"log_softmax.bwd", backward_cpu<LogSoftmaxBwdRow>};
 
 Variable softmax(const Variable& x) { return softmax_like("softmax", x, softmax_fwd, softmax_bwd); }
+Variable narrowed_softmax(const Variable& v) {
+  if (!stores_narrow(v) || v.ndim() == 0) return softmax(v);
+  auto node = std::make_shared<SoftmaxNode>();
+  node->op = "softmax", node->forward = &narrowed_softmax_fwd, node->kernel = &narrowed_softmax_bwd;
+  const Tensor x = v.data().packed();
+  constexpr int64_t kWord = 16 / sizeof(bf16);  // rows that a GPU reads in whole words
+  const int64_t n = x.size(-1), rows = row_count(x);
+  Tensor y = Tensor::empty({rows, ceil_div(n, kWord) * kWord}, DType::bf16, x.device()).slice(1, 0, n);
+  narrowed_softmax_fwd({y.mutable_view(), x.view(), rows, n}, x.device());
+  node->y.set(y);
+  return record(Narrow{y.reshape(v.shape())}, std::move(node), {v});
+}
 Variable log_softmax(const Variable& x) {
   return softmax_like("log_softmax", x, log_softmax_fwd, log_softmax_bwd);
 }

@@ -1,6 +1,7 @@
 #pragma once
 #include "tensor/core/kernel_slot.h"
 #include "tensor/core/tensor.h"
+#include "tensor/hd/half.h"
 #include "tensor/hd/macros.h"
 #include "tensor/hd/math.h"
 
@@ -22,17 +23,35 @@ struct SoftmaxFwdRow {
     row.for_each(n, [=](int64_t i) { y_r[i] /= total; });
   }
 };
-template <class T>
-struct SoftmaxBwdRow {
-  T* dx;
-  const T *gy, *y;
-  int64_t n;
+/// The same, rounded to bf16. Nothing holds e^x between the passes, so it is formed twice.
+struct NarrowedSoftmaxFwdRow {
+  bf16* y;
+  const float* x;
+  int64_t n, pitch;  ///< elements from row to row of y
   template <class Row>
   LOWBIT_HD void operator()(const Row& row, int64_t r) const {
-    const T *const g = gy + r * n, *const y_r = y + r * n;
+    const float* const x_r = x + r * n;
+    bf16* const y_r = y + r * pitch;
+    const float top = row.max(n, [=](int64_t i) { return x_r[i]; });
+    const float total = row.sum(n, [=](int64_t i) { return math::exp(x_r[i] - top); });
+    row.for_each(n, [=](int64_t i) { y_r[i] = bf16(math::exp(x_r[i] - top) / total); });
+  }
+};
+/// Y: type of y.
+template <class T, class Y = T>
+struct SoftmaxBwdRow {
+  T* dx;
+  const T* gy;
+  const Y* y;
+  int64_t n;
+  int64_t pitch = n;  ///< elements from row to row of y
+  template <class Row>
+  LOWBIT_HD void operator()(const Row& row, int64_t r) const {
+    const T* const g = gy + r * n;
+    const Y* const y_r = y + r * pitch;
     T* const d = dx + r * n;
-    const T dot = row.sum(n, [=](int64_t i) { return g[i] * y_r[i]; });
-    row.for_each(n, [=](int64_t i) { d[i] = y_r[i] * (g[i] - dot); });
+    const T dot = row.sum(n, [=](int64_t i) { return g[i] * T(y_r[i]); });
+    row.for_each(n, [=](int64_t i) { d[i] = T(y_r[i]) * (g[i] - dot); });
   }
 };
 
@@ -64,7 +83,7 @@ struct LogSoftmaxBwdRow {
   }
 };
 
-/// All packed [rows, n], one dtype.
+/// All packed [rows, n], one dtype; of a narrowed softmax y is bf16 and has rows of any pitch.
 struct SoftmaxFwdArgs {
   View y, x;
   int64_t rows, n;
@@ -73,8 +92,8 @@ struct SoftmaxBwdArgs {
   View dx, gy, y;
   int64_t rows, n;
 };
-extern KernelSlot<SoftmaxFwdArgs> softmax_fwd, log_softmax_fwd;
-extern KernelSlot<SoftmaxBwdArgs> softmax_bwd, log_softmax_bwd;
+extern KernelSlot<SoftmaxFwdArgs> softmax_fwd, narrowed_softmax_fwd, log_softmax_fwd;
+extern KernelSlot<SoftmaxBwdArgs> softmax_bwd, narrowed_softmax_bwd, log_softmax_bwd;
 
 /// Softmax over the last dimension: y_i = e^{x_i − max} / Σ_j e^{x_j − max}.
 /// Shapes  x, y [..., C]
@@ -83,6 +102,12 @@ extern KernelSlot<SoftmaxBwdArgs> softmax_bwd, log_softmax_bwd;
 /// Source  none
 /// Errors  dtype: x is not floating;  shape: no dimension
 Variable softmax(const Variable& x);
+
+/// The same where the result is an operand of products (attention): where Context::gemm is bf16, y is rounded
+/// to bf16, once, and stored so, which is what a product would make of it. Rows begin at multiples of 16
+/// bytes. Shapes  x, y [..., C] Grad    that of softmax from the rounded y, as its sums Σ gy·y are then those
+/// of the product that y entered Saves   y    Order  row rule Source  none Errors  as softmax
+Variable narrowed_softmax(const Variable& x);
 
 /// Logarithm of the softmax: y_i = (x_i − max) − log Σ_j e^{x_j − max}.
 /// Shapes  x, y [..., C]

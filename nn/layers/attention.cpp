@@ -21,6 +21,14 @@ Variable reordered(const Variable& x, const Tensor& order, bool inverse) {
   return reshape(index_select(reshape(x, {batch * n, -1}), ids), {batch, n, -1});
 }
 
+/// Softmax of the scores. What a product of floats made is stored as the next product takes it; what codes
+/// gave is made again in backward.
+Variable probabilities(const Variable& q, const Variable& k, int64_t heads, double factor,
+                       const Variable& bias) {
+  const Variable scores = attention_scores(q, k, heads, factor, bias);
+  return q.coded() && k.coded() ? softmax(scores) : narrowed_softmax(scores);
+}
+
 }  // namespace
 
 Attention::Projections Attention::make_projections(Generator& g) {
@@ -58,15 +66,15 @@ Attention::Attention(const Options& o, Generator& g)
                "qk_reparam and split_qkv are different layouts");
 }
 
-/// [B, H, N, N] before softmax.
-Variable Attention::reparameterized_scores(const Variable& t, double factor, const Variable& bias) {
+/// [B, H, N, N]
+Variable Attention::reparameterized_probabilities(const Variable& t, double factor, const Variable& bias) {
   const int64_t c = options_.width, h = options_.heads, d = c / h, b = t.size(0), n = t.size(1);
   const Variable wq = reshape(projections_.q->raw_weight(), {h, d, c}),
                  wk = reshape(projections_.k->raw_weight(), {h, d, c});
   const Variable fused = reshape(matmul(permute(wq, {0, 2, 1}), wk), {h * c, c});
   const Variable z = linear(t, (*projections_.fused_slot)(fused), {});  // [B, N, H·C]
   const Variable keys = permute(reshape(z, {b, n, h, c}), {0, 2, 1, 3});
-  return attention_scores(t, (*projections_.qkx_slot)(keys), h, factor, bias);
+  return probabilities(t, (*projections_.qkx_slot)(keys), h, factor, bias);
 }
 
 Variable Attention::operator()(const Variable& x, const AttentionUse& use) {
@@ -78,18 +86,16 @@ Variable Attention::operator()(const Variable& x, const AttentionUse& use) {
     if (use.order.defined()) y = reordered(y, use.order, false);
     return use.groups > 1 ? reshape(y, {x.size(0) * use.groups, -1, c}) : y;
   };
-  Variable scores, v;  // [B·groups, H, N, N], [B·groups, N, C] of N tokens in a group
+  Variable p, v;  // [B·groups, H, N, N], [B·groups, N, C] of N tokens in a group
   if (options_.qk_reparam) {
     LOWBIT_CHECK(use.groups == 1 && !use.order.defined(), value, "attention",
                  "qk_reparam attends over all tokens in their order (got groups=", use.groups, ")");
-    scores = reparameterized_scores(t, factor, use.bias), v = (*l.v)(t);
+    p = reparameterized_probabilities(t, factor, use.bias), v = (*l.v)(t);
   } else {
     const std::vector<Variable> qkv = l.qkv ? l.qkv->parts(t, 3) : Linear::together(t, {l.q, l.k, l.v});
     v = arranged(qkv[2]);
-    scores = attention_scores((*l.q_slot)(arranged(qkv[0])), (*l.k_slot)(arranged(qkv[1])), heads, factor,
-                              use.bias);
+    p = probabilities((*l.q_slot)(arranged(qkv[0])), (*l.k_slot)(arranged(qkv[1])), heads, factor, use.bias);
   }
-  Variable p = softmax(scores);
   if (training()) p = dropout(p, options_.dropout);
   Variable y = context_(attention_context(probs_(p), v_(v), heads));
   if (use.groups > 1) y = reshape(y, {x.size(0), -1, c});

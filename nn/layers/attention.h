@@ -39,7 +39,7 @@ class Attention : public Module {
     Slot *q_slot = nullptr, *k_slot = nullptr, *fused_slot = nullptr, *qkx_slot = nullptr;
   };
   Projections make_projections(Generator& init);
-  Variable reparameterized_scores(const Variable& t, double factor, const Variable& bias);
+  Variable reparameterized_probabilities(const Variable& t, double factor, const Variable& bias);
   Options options_;
   Slot& in_;
   Projections projections_;

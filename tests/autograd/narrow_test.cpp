@@ -6,10 +6,12 @@
 
 #include "autograd/core/node.h"
 #include "autograd/ops/layer_norm.h"
+#include "autograd/ops/linear.h"
 #include "autograd/ops/pointwise.h"
 #include "autograd/ops/reduce.h"
 #include "autograd/ops/residual.h"
 #include "autograd/ops/shape.h"
+#include "autograd/ops/softmax.h"
 #include "autograd/ops/windows.h"
 #include "tests/support/golden.h"
 #include "tests/support/op_case.h"
@@ -46,6 +48,7 @@ std::vector<InputSpec> norm_inputs(const Shape& s) {
           {.name = "gamma", .shape = {s[-1]}, .lo = 0.5, .hi = 1.5},
           {.name = "beta", .shape = {s[-1]}}};
 }
+std::vector<InputSpec> rows(const Shape& s) { return {{.name = "x", .shape = s, .lo = -4, .hi = 4}}; }
 constexpr WindowGrid kGrid{.height = 5, .width = 7, .size = 4, .shift_y = 1, .shift_x = 2};
 
 OpCase residual_case(const char* name, double p, bool narrow_x) {
@@ -90,6 +93,16 @@ const bool registered = register_op_cases(
                 .sizes = [](int64_t n) { return one({n}); },
                 .allows_empty = true,
                 .perf = {.inputs = one({64, 197, 768})}},
+               {.name = "softmax",
+                .inputs = rows({2, 3, 13}),
+                .fn = in16([](In v) { return narrowed_softmax(v[0]); }),
+                .gradient = Gradient::frozen_rounding,  // left out, as in residual_case
+                .surrogate = [](std::span<const Tensor>) { return [](In v) { return softmax(v[0]); }; },
+                .sizes =
+                    [](int64_t n) {
+                      return rows({2, n});
+                    },
+                .perf = {.inputs = rows({64, 3, 197, 197})}},
                {.name = "windows",
                 .inputs = one({2, 5, 7, 3}),
                 .fn = in16([](In v) { return window_partition(narrowed(v[0]), kGrid); }),
@@ -168,6 +181,42 @@ TEST(Narrow, ReadersHaveTheBitsOfWidenedValuesAndKeepHalf) {
         return recompute([](In v) { return gelu(v[0]); }, {&x, 1});
       },
       {4, 5, 33});
+}
+
+/// The rounding that a product of bf16 gives its operand anyway: the product does not change, and softmax
+/// keeps half. Its gradient is that of the rounded probabilities.
+TEST(Narrow, SoftmaxIsRoundedAsTheProductDoes) {
+  const In16 mode;
+  const Shape shape{3, 2, 5, 13};
+  const Tensor x = fill("x", shape, -4, 4), values = fill("v", {3, 13, 6}, -1, 1),
+               gy = fill("gy", {3, 5, 6}, -1, 1);
+  struct Run {
+    Variable p;
+    Tensor y, dx, dv;
+    size_t bytes;
+  };
+  const auto run = [&](Variable (*f)(const Variable&)) {
+    const Variable scores(x, true), v(values, true), p = f(scores), y = attention_context(p, v, 2);
+    const auto kept = saved_memory(y);
+    y.backward(gy);
+    return Run{p, y.data(), scores.grad(), v.grad(), kept.at("softmax") + kept.at("attention_context")};
+  };
+  const Run wide = run(softmax), narrow = run(narrowed_softmax);
+  ASSERT_TRUE(narrow.p.narrow());
+  EXPECT_EQ(narrow.p.narrow()->stride(-2), 16) << "rows begin at multiples of 16 bytes";
+  EXPECT_EQ(difference(narrow.p.narrow()->packed(), wide.p.data().cast(DType::bf16)), "");
+  EXPECT_EQ(difference(narrow.y, wide.y), "");
+  EXPECT_EQ(difference(narrow.dv, wide.dv), "");
+  const size_t rows = 3 * 2 * 5, v_bytes = 2 * size_t(values.numel());
+  EXPECT_EQ(wide.bytes, rows * 13 * 4 + v_bytes);
+  EXPECT_EQ(narrow.bytes, rows * 16 * 2 + v_bytes);
+
+  const Variable p(Narrow{narrow.p.narrow()->packed()}, true);
+  attention_context(p, Variable(values), 2).backward(gy);
+  const Tensor y = p.data(), dp = p.grad();
+  Tensor dx = Tensor::empty(shape);
+  softmax_bwd({dx.mutable_view(), dp.view(), y.view(), int64_t(rows), 13}, Device{});
+  EXPECT_EQ(difference(narrow.dx, dx), "");
 }
 
 /// A value that was put off and is made from a narrow one, in forward and by replay.

@@ -61,6 +61,8 @@ TEST_F(Precision, Bf16KeepsTheStreamAndTheInputsOfGeluAtHalfTheSize) {
     const auto model = windows ? swin() : vit();
     const auto wide = kept(*model, MathMode::f32), narrow = kept(*model, MathMode::bf16);
     EXPECT_EQ(2 * narrow.at("gelu"), wide.at("gelu"));
+    const size_t keys = windows ? 16 : 17, row = windows ? 16 : 24;  // whole words of 16 bytes
+    EXPECT_EQ(narrow.at("softmax") * 2 * keys, wide.at("softmax") * row);
     EXPECT_LT(double(narrow.at("layer_norm")), 0.6 * double(wide.at("layer_norm")))
         << "all but means, deviations, gains, and the input of Swin's first norm";
     EXPECT_LT(double(total(narrow)), 0.7 * double(total(wide)));
