@@ -119,7 +119,7 @@ LOWBIT_INLINE __m256 exact(const IntTile& t, int r, int c, __m256i acc) {
   return _mm256_set_m128(half(c + 4, _mm256_extracti128_si256(acc, 1)), half(c, _mm256_castsi256_si128(acc)));
 }
 
-/// What becomes of eight sums: the epilogue of int_epilogue(), or nothing.
+/// What becomes of the sums: the epilogue of int_epilogue(), or nothing.
 enum class Store : uint8_t { plain, s32, f32, f64 };
 
 /// Where the results of a tile go. A copy: what is stored might change the tile itself, for all that the
@@ -144,18 +144,50 @@ struct IntResults {
         bias(t.col ? t.col->bias : nullptr) {}
 };
 
+/// What eight columns from c on add to their sums, read once for all rows.
 template <Store kStore>
-LOWBIT_INLINE void store_int(const IntTile& t, const IntResults& to, int r, int c, __m256i s) {
-  float* const at = to.c + r * to.ldc + c;
-  if constexpr (kStore == Store::plain) return _mm256_storeu_ps(at, _mm256_castsi256_ps(s));
-  if (c >= to.cols) return;
-  if constexpr (kStore == Store::f64) return store_lanes(at, to.cols - c, exact(t, r, c, s));
+struct IntColumns {
+  __m256i correction;
+  __m256 scale, bias;
+
+  __attribute__((always_inline)) IntColumns(const IntResults& to, int c) {
+    if constexpr (kStore == Store::s32 || kStore == Store::f32) correction = load(to.col_correction + c);
+    if constexpr (kStore == Store::f32)
+      scale = _mm256_loadu_ps(to.col_scale + c), bias = _mm256_loadu_ps(to.bias + c);
+  }
+};
+
+/// Eight results of row r.
+template <Store kStore>
+LOWBIT_INLINE __m256 finished(const IntTile& t, const IntResults& to, const IntColumns<kStore>& col, int r,
+                              int c, __m256i s) {
+  if constexpr (kStore == Store::plain) return _mm256_castsi256_ps(s);
+  if constexpr (kStore == Store::f64) return exact(t, r, c, s);
   const __m256i x = _mm256_add_epi32(
       _mm256_add_epi32(_mm256_sll_epi32(s, to.shift), _mm256_set1_epi32(to.row_correction[r])),
-      load(to.col_correction + c));
-  if constexpr (kStore == Store::s32) return store_lanes(at, to.cols - c, _mm256_castsi256_ps(x));
-  const __m256 factor = _mm256_mul_ps(_mm256_set1_ps(to.row_scale[r]), _mm256_loadu_ps(to.col_scale + c));
-  store_lanes(at, to.cols - c, _mm256_fmadd_ps(_mm256_cvtepi32_ps(x), factor, _mm256_loadu_ps(to.bias + c)));
+      col.correction);
+  if constexpr (kStore == Store::s32) return _mm256_castsi256_ps(x);
+  const __m256 factor = _mm256_mul_ps(_mm256_set1_ps(to.row_scale[r]), col.scale);
+  return _mm256_fmadd_ps(_mm256_cvtepi32_ps(x), factor, col.bias);
+}
+
+/// The results of rows r0, … and of 16 columns.
+template <Store kStore, int... R>
+LOWBIT_INLINE void store_int(const IntTile& t, int r0, int c0, const __m256i (&s0)[sizeof...(R)],
+                             const __m256i (&s1)[sizeof...(R)], Seq<R...>) {
+  const IntResults to(t);
+  const IntColumns<kStore> x0(to, c0), x1(to, c0 + 8);
+  float* const at = to.c + r0 * to.ldc + c0;
+  const auto row = [&](int r) __attribute__((always_inline)) { return at + r * to.ldc; };
+  const int left = to.cols - c0;
+  if (kStore == Store::plain || left >= kCols) {  // nearly always
+    ((_mm256_storeu_ps(row(R), finished<kStore>(t, to, x0, r0 + R, c0, s0[R])),
+      _mm256_storeu_ps(row(R) + 8, finished<kStore>(t, to, x1, r0 + R, c0 + 8, s1[R]))),
+     ...);
+    return;
+  }
+  (store_lanes(row(R), left, finished<kStore>(t, to, x0, r0 + R, c0, s0[R])), ...);
+  if (left > 8) (store_lanes(row(R) + 8, left - 8, finished<kStore>(t, to, x1, r0 + R, c0 + 8, s1[R])), ...);
 }
 
 typedef float Unaligned __attribute__((aligned(1), may_alias));
@@ -167,77 +199,95 @@ LOWBIT_INLINE __m256i broadcast(const char* p) {  // straight from memory, not t
 /// x += y. From the intrinsic gcc 12 makes an addition and a copy of every sum in the inner loop.
 LOWBIT_INLINE void add16(__m256i& x, __m256i y) { asm("vpaddw %1, %0, %0" : "+x"(x) : "x"(y)); }
 
-/// Rows r0, … of a tile, 16 columns. vpmaddubsw adds two products in 16 bits; `words16` words of them are
-/// added there before they are widened, so that most steps are one multiplication and one addition. Operands
-/// too large for that (not narrow): even and odd bytes are widened first.
-template <bool kNarrow, Store kStore, int... R>
-LOWBIT_INLINE void tile_int(const IntTile& t, int r0, int c0, Seq<R...>) {
+/// How products of bytes are added up. vpmaddubsw adds two of them in 16 bits, saturating.
+enum class Sums : uint8_t {
+  wide,    ///< operands too large for that: even and odd bytes are widened first
+  narrow,  ///< `words16` words are added in 16 bits before they are widened
+  once,    ///< all words of the product are
+};
+
+/// Rows r0, … of a tile, 16 columns.
+template <Sums kSums, Store kStore, int... R>
+LOWBIT_INLINE void tile_int(const IntTile& t, int r0, int c0, Seq<R...> all) {
   constexpr int rows = sizeof...(R);
+  constexpr bool kWide = kSums == Sums::wide, kOnce = kSums == Sums::once;
   __m256i s0[rows], s1[rows];
-  ((s0[R] = s1[R] = _mm256_setzero_si256()), ...);
+  if constexpr (!kOnce) ((s0[R] = s1[R] = _mm256_setzero_si256()), ...);
   const __m256i ones = _mm256_set1_epi16(1), low = _mm256_set1_epi16(0xff);
   const int64_t row = t.a_row ? t.a_row : 4, next = t.a_row ? 4 : 4 * t.rows, b_step = t.b_step;
   if constexpr (kStore != Store::plain)
     (_mm_prefetch(static_cast<const char*>(t.c) + 4 * ((r0 + R) * t.ldc + c0), _MM_HINT_T0), ...);
-  for_ranges(
-      t, [&](int64_t begin, int64_t end) __attribute__((always_inline)) {
-        const char* a = reinterpret_cast<const char*>(t.a) + r0 * row + begin * next;
-        const uint32_t* b = t.b + c0 + begin * b_step;
-        for (int64_t left = end - begin; left > 0;) {
-          const int64_t n = kNarrow ? std::min<int64_t>(left, t.words16) : left;
-          left -= n;
-          __m256i x0[rows], x1[rows];  // sums of 16 bits
-          ((x0[R] = x1[R] = _mm256_setzero_si256()), ...);
-          const char* const stop = a + n * next;
-          do {
-            const __m256i b0 = load(b), b1 = load(b + 8);
-            if constexpr (kNarrow) {
-              const auto step = [&](int r, __m256i& x, __m256i& y) __attribute__((always_inline)) {
-                const __m256i v = broadcast(a + r * row);
-                add16(x, _mm256_maddubs_epi16(v, b0));
-                add16(y, _mm256_maddubs_epi16(v, b1));
-              };
-              (step(R, x0[R], x1[R]), ...);
-            } else {
-              const __m256i e0 = _mm256_srai_epi16(_mm256_slli_epi16(b0, 8), 8);
-              const __m256i e1 = _mm256_srai_epi16(_mm256_slli_epi16(b1, 8), 8);
-              const __m256i o0 = _mm256_srai_epi16(b0, 8), o1 = _mm256_srai_epi16(b1, 8);
-              const auto step = [&](int r, __m256i& x, __m256i& y) __attribute__((always_inline)) {
-                const __m256i v = broadcast(a + r * row);
-                const __m256i ve = _mm256_and_si256(v, low), vo = _mm256_srli_epi16(v, 8);
-                x = _mm256_add_epi32(x,
-                                     _mm256_add_epi32(_mm256_madd_epi16(ve, e0), _mm256_madd_epi16(vo, o0)));
-                y = _mm256_add_epi32(y,
-                                     _mm256_add_epi32(_mm256_madd_epi16(ve, e1), _mm256_madd_epi16(vo, o1)));
-              };
-              (step(R, s0[R], s1[R]), ...);
-            }
-            a += next, b += b_step;
-            asm volatile("" : "+r"(a), "+r"(b));  // two pointers, not one for every row
-          } while (a != stop);
-          if constexpr (kNarrow)
-            ((s0[R] = _mm256_add_epi32(s0[R], _mm256_madd_epi16(x0[R], ones)),
-              s1[R] = _mm256_add_epi32(s1[R], _mm256_madd_epi16(x1[R], ones))),
-             ...);
+  const auto range = [&](int64_t begin, int64_t end) __attribute__((always_inline)) {
+    const char* a = reinterpret_cast<const char*>(t.a) + r0 * row + begin * next;
+    const uint32_t* b = t.b + c0 + begin * b_step;
+    for (int64_t left = end - begin; kOnce || left > 0;) {
+      const int64_t n = kSums == Sums::narrow ? std::min<int64_t>(left, t.words16) : left;
+      left -= n;
+      __m256i x0[rows], x1[rows];  // sums of 16 bits
+      ((x0[R] = x1[R] = _mm256_setzero_si256()), ...);
+      const char* const stop = a + n * next;
+      do {
+        const __m256i b0 = load(b), b1 = load(b + 8);
+        if constexpr (!kWide) {
+          const auto step = [&](int r, __m256i& x, __m256i& y) __attribute__((always_inline)) {
+            const __m256i v = broadcast(a + r * row);
+            add16(x, _mm256_maddubs_epi16(v, b0));
+            add16(y, _mm256_maddubs_epi16(v, b1));
+          };
+          (step(R, x0[R], x1[R]), ...);
+        } else {
+          const __m256i e0 = _mm256_srai_epi16(_mm256_slli_epi16(b0, 8), 8);
+          const __m256i e1 = _mm256_srai_epi16(_mm256_slli_epi16(b1, 8), 8);
+          const __m256i o0 = _mm256_srai_epi16(b0, 8), o1 = _mm256_srai_epi16(b1, 8);
+          const auto step = [&](int r, __m256i& x, __m256i& y) __attribute__((always_inline)) {
+            const __m256i v = broadcast(a + r * row);
+            const __m256i ve = _mm256_and_si256(v, low), vo = _mm256_srli_epi16(v, 8);
+            x = _mm256_add_epi32(x, _mm256_add_epi32(_mm256_madd_epi16(ve, e0), _mm256_madd_epi16(vo, o0)));
+            y = _mm256_add_epi32(y, _mm256_add_epi32(_mm256_madd_epi16(ve, e1), _mm256_madd_epi16(vo, o1)));
+          };
+          (step(R, s0[R], s1[R]), ...);
         }
-      });
-  const IntResults to(t);
-  ((store_int<kStore>(t, to, r0 + R, c0, s0[R]), store_int<kStore>(t, to, r0 + R, c0 + 8, s1[R])), ...);
+        a += next, b += b_step;
+        asm volatile("" : "+r"(a), "+r"(b));  // two pointers, not one for every row
+      } while (a != stop);
+      if constexpr (kOnce) {
+        ((s0[R] = _mm256_madd_epi16(x0[R], ones), s1[R] = _mm256_madd_epi16(x1[R], ones)), ...);
+        return;
+      } else if constexpr (!kWide) {
+        ((s0[R] = _mm256_add_epi32(s0[R], _mm256_madd_epi16(x0[R], ones)),
+          s1[R] = _mm256_add_epi32(s1[R], _mm256_madd_epi16(x1[R], ones))),
+         ...);
+      }
+    }
+  };
+  if constexpr (kOnce)
+    range(0, t.words);
+  else
+    for_ranges(t, range);
+  store_int<kStore>(t, r0, c0, s0, s1, all);
 }
 
-/// Three rows at a time: sums of 16 and of 32 bits both stay in registers. Six, whose sums of 32 bits do not,
-/// where these are made once or rarely.
-template <bool kNarrow, Store kStore>
+/// Three rows at a time: sums of 16 and of 32 bits both stay in registers. Up to six, whose sums of 32 bits
+/// do not, where these are made once or rarely.
+template <Sums kSums, Store kStore>
 void run_int(const IntTile& t) {
   constexpr int kRarely = 32;  // words
-  const bool six = kNarrow && t.words16 >= std::min<int64_t>(kRarely, t.words);
+  const bool many = kSums == Sums::once || (kSums == Sums::narrow && t.words16 >= kRarely);
+  const auto tile = [&](int r, int c0, auto rows) __attribute__((always_inline)) {
+    tile_int<kSums, kStore>(t, r, c0, std::make_integer_sequence<int, rows>{});
+  };
   for (int c0 = 0; c0 < t.cols; c0 += kCols) {
     int r = 0;
-    if constexpr (kNarrow)
-      for (; six && r + 6 <= t.rows; r += 6) tile_int<kNarrow, kStore>(t, r, c0, Seq<0, 1, 2, 3, 4, 5>{});
-    for (; r + 3 <= t.rows; r += 3) tile_int<kNarrow, kStore>(t, r, c0, Seq<0, 1, 2>{});
-    if (t.rows - r == 2) tile_int<kNarrow, kStore>(t, r, c0, Seq<0, 1>{});
-    if (t.rows - r == 1) tile_int<kNarrow, kStore>(t, r, c0, Seq<0>{});
+    if constexpr (kSums != Sums::wide) {
+      for (; many && r + 6 <= t.rows; r += 6) tile(r, c0, std::integral_constant<int, 6>{});
+    }
+    if constexpr (kSums == Sums::once) {
+      if (t.rows - r == 5) r += 5, tile(r - 5, c0, std::integral_constant<int, 5>{});
+      if (t.rows - r == 4) r += 4, tile(r - 4, c0, std::integral_constant<int, 4>{});
+    }
+    for (; r + 3 <= t.rows; r += 3) tile(r, c0, std::integral_constant<int, 3>{});
+    if (t.rows - r == 2) tile(r, c0, std::integral_constant<int, 2>{});
+    if (t.rows - r == 1) tile(r, c0, std::integral_constant<int, 1>{});
   }
 }
 
@@ -257,12 +307,18 @@ void pick_f32(const Tile<float>& t, Seq<R...>) {
 void gemm_tile_f32_avx2(const Tile<float>& t) { pick_f32(t, std::make_integer_sequence<int, kRows>{}); }
 
 void gemm_tile_int8_avx2(const IntTile& t) {
-  static constexpr void (*table[2][4])(const IntTile&) = {
-      {run_int<false, Store::plain>, run_int<false, Store::s32>, run_int<false, Store::f32>,
-       run_int<false, Store::f64>},
-      {run_int<true, Store::plain>, run_int<true, Store::s32>, run_int<true, Store::f32>,
-       run_int<true, Store::f64>}};
-  table[t.words16 > 0][t.plain ? 0 : 1 + int(t.out)](t);
+  const auto pick = [&](auto sums) {
+    static constexpr void (*table[])(const IntTile&) = {
+        run_int<sums.value, Store::plain>, run_int<sums.value, Store::s32>, run_int<sums.value, Store::f32>,
+        run_int<sums.value, Store::f64>};
+    table[t.plain ? 0 : 1 + int(t.out)](t);
+  };
+  if (t.words16 == 0)
+    pick(std::integral_constant<Sums, Sums::wide>{});
+  else if (t.ranges || t.words == 0 || t.words16 < t.words)
+    pick(std::integral_constant<Sums, Sums::narrow>{});
+  else
+    pick(std::integral_constant<Sums, Sums::once>{});
 }
 
 }  // namespace lowbit::detail
