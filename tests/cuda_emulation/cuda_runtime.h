@@ -5,7 +5,8 @@
 // model.
 //
 //   blocks run one after the other, the threads of a block as fibers that change at barriers and warp
-//   operations; a barrier or warp operation that not all threads reach is an error; device memory is readable
+//   operations, in every other launch in the opposite order, so that a result that hangs on the order (a
+//   barrier is missing) shows; a barrier or warp operation that not all threads reach is an error; device memory is readable
 //   inside kernels and copies only: host code that touches it is stopped with a message; the arithmetic is
 //   that of the CPU build (no contraction, denormals flushed), as the flags of nvcc demand;
 //

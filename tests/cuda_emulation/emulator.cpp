@@ -5,6 +5,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstdio>
 #include <cstdlib>
@@ -135,11 +136,17 @@ void resume(unsigned t) {
   cuda_emulation_switch(&scheduler_sp, fibers[t].sp);
 }
 
+/// Every other launch runs its blocks, warps and lanes from the last to the first: what one of them reads
+/// from another without a barrier in between is missing in one of the two orders.
+bool backwards = false;
+unsigned turn(unsigned i, unsigned n) { return backwards ? n - 1 - i : i; }
+
 /// Runs the threads [begin, end) until all wait for the block or are done.
 void run_warp(unsigned begin, unsigned end) {
   for (;;) {
     unsigned at_warp = 0;
-    for (unsigned t = begin; t < end; ++t) {
+    for (unsigned i = 0; i < end - begin; ++i) {
+      const unsigned t = begin + turn(i, end - begin);
       if (fibers[t].state == State::running || fibers[t].state == State::warp_barrier) resume(t);
       at_warp += fibers[t].state == State::warp_barrier;
     }
@@ -153,7 +160,11 @@ void run_block(unsigned threads) {
   for (auto& e : exchanges) std::memset(e.round, 0, sizeof e.round);
   for (;;) {
     unsigned waiting = 0;
-    for (unsigned w = 0; w < threads; w += kWarp) run_warp(w, w + kWarp < threads ? w + kWarp : threads);
+    const unsigned warps = (threads + kWarp - 1) / kWarp;
+    for (unsigned i = 0; i < warps; ++i) {
+      const unsigned w = turn(i, warps) * kWarp;
+      run_warp(w, std::min(w + kWarp, threads));
+    }
     for (unsigned t = 0; t < threads; ++t) waiting += fibers[t].state == State::block_barrier;
     if (waiting == 0) return;
     // Hardware counts threads that have left as arrived; code that relies on it is rare and usually wrong.
@@ -169,10 +180,11 @@ alignas(128) unsigned char shared_memory[kMaxShared];
 void run(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& f) {
   Open open;
   blockDim = block, gridDim = grid, body = &f;
+  backwards = !backwards;
   for (unsigned z = 0; z < grid.z; ++z)
     for (unsigned y = 0; y < grid.y; ++y)
       for (unsigned x = 0; x < grid.x; ++x) {
-        blockIdx = dim3(x, y, z);
+        blockIdx = dim3(turn(x, grid.x), turn(y, grid.y), turn(z, grid.z));
         if (shared_bytes) std::memset(shared_memory, 0xa5, kMaxShared);
         run_block(block.x * block.y * block.z);
       }
