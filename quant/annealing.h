@@ -13,8 +13,9 @@ namespace lowbit {
 /// levels is frozen: its gradient becomes 0, and after the update it gets its value back, which undoes decay
 /// and momentum. The masks are formed anew for each update, so a weight that leaves the band freezes and one
 /// whose row's scale moved may thaw. Weights without a quantizer of 2 … 7 bits (those of q and k under
-/// query-key reparameterization, first and last layer) are never frozen. Source  Liu et al. 2023,
-/// "Oscillation-free Quantization for Low-bit Vision Transformers", section 4.3; ofq.md 12
+/// query-key reparameterization, first and last layer) are never frozen.
+/// Source  Liu et al. 2023, "Oscillation-free Quantization for Low-bit Vision Transformers", section 4.3;
+/// ofq.md 12
 class ConfidenceAnnealing {
  public:
   ConfidenceAnnealing(Module& model, double range);

@@ -175,11 +175,15 @@ struct ClassLossBwdRow {
 extern KernelSlot<ClassLossFwdArgs> class_loss_fwd;
 extern KernelSlot<ClassLossBwdArgs> class_loss_bwd;
 
-/// Cross entropy with class labels: L = 1/B Σ_b (1−s)·(−log p_b[y_b]) + s·mean_k(−log p_b[k]),  p =
-/// softmax(z). Shapes  logits [B, C];  labels i64 [B];  L [1];  smoothing 0 ≤ s < 1 Grad    dz = gy/B·(p −
-/// (1−s)·onehot(y) − s/C) Saves   logits (shared), labels    Order  rows by the row rule, then the mean over
-/// B by the row rule Source  Szegedy et al. 2016; timm LabelSmoothingCrossEntropy Errors  shape: logits,
-/// labels;  dtype: labels;  value: smoothing; a label outside [0, C), on a device when the host next reads
+/// Cross entropy with class labels: L = 1/B Σ_b (1−s)·(−log p_b[y_b]) + s·mean_k(−log p_b[k]),
+/// p = softmax(z).
+/// Shapes  logits [B, C];  labels i64 [B];  L [1];  smoothing 0 ≤ s < 1
+/// Grad    dz = gy/B·(p − (1−s)·onehot(y) − s/C)
+/// Saves   logits (shared), labels
+/// Order   rows by the row rule, then the mean over B by the row rule
+/// Source  Szegedy et al. 2016; timm LabelSmoothingCrossEntropy
+/// Errors  shape: logits, labels;  dtype: labels;  value: smoothing; a label outside [0, C), on a device when
+///         the host next reads
 Variable cross_entropy(const Variable& logits, const Tensor& labels, double smoothing = 0);
 
 /// Cross entropy with soft labels: L = −1/B Σ_b Σ_c w_bc·log p_bc. The rows of w need not sum to 1.

@@ -14,10 +14,11 @@ namespace lowbit {
 /// y = x · wᵀ + b
 /// Shapes  x [..., K]; w [N, K]; b [N] or undefined; y [..., N]
 /// Grad    dx = gy · w;  dw = gyᵀ · x;  db = Σ gy over rows
-/// Saves   x and w (codes when coded; an integer product is made again for who needs y)     Order  products:
-/// numerics rule for gemm; db: reduce_sum, on CUDA the library's where floats make dw Source  performance.md
-/// 4 (integer form: scales · (u8 × s8 → s32) + a constant per output) Errors  shape: weight.shape[1] must
-/// equal x.shape[-1]; bias length
+/// Saves   x and w (codes when coded; an integer product is made again for who needs y)
+/// Order   products: docs/numerics.md, rules 7 and 8; db: reduce_sum, on CUDA the library's where floats
+///         make dw
+/// Source  none.  Integer form: scales · (u8 × s8 → s32) + a constant per output (docs/performance.md)
+/// Errors  shape: weight.shape[1] must equal x.shape[-1]; bias length
 Variable linear(const Variable& x, const Variable& w, const Variable& b);
 
 /// A layer whose rows are cut into equal parts, an output each.
@@ -30,8 +31,10 @@ struct LinearLayer {
 std::vector<Variable> linear_outputs(const Variable& x, std::span<const LinearLayer> layers);
 
 /// y = a · b over the last two dimensions, leading dimensions equal; f32 operands are never rounded, because
-/// y may be what is quantized. Shapes  a [..., M, K]; b [..., K, N]; y [..., M, N] Grad    da = gy · bᵀ;  db
-/// = aᵀ · gy Errors  shape: inner extents, leading dimensions
+/// y may be what is quantized.
+/// Shapes  a [..., M, K]; b [..., K, N]; y [..., M, N]
+/// Grad    da = gy · bᵀ;  db = aᵀ · gy
+/// Errors  shape: inner extents, leading dimensions
 Variable matmul(const Variable& a, const Variable& b);
 
 /// Scores of multi-head attention, heads taken from the last dimension without moving data.

@@ -1,11 +1,13 @@
 #pragma once
 // Layer normalisation and the quantizer behind it in one pass over a row: x → codes.
 //
-// Shapes   x [..., C], f32 or bf16 (narrow), gamma, beta [C]; codes like x; groups that are the same along a
-// row, or one per column Forward  the composition of layer_norm and fake_quant_lsq, bit for bit; the values
-// are not written Grad     that of the composition: backward makes the values again (Node::replay) Saves as
-// the composition Order    row rule for the statistics Applies  where fake_quant_lsq is given a layer norm
-// that nobody has asked for: on CUDA. On the CPU, where
+// Shapes   x [..., C], f32 or bf16 (narrow), gamma, beta [C]; codes like x; groups that are the same along
+//          a row, or one per column
+// Forward  the composition of layer_norm and fake_quant_lsq, bit for bit; the values are not written
+// Grad     that of the composition: backward makes the values again (Node::replay)
+// Saves    as the composition
+// Order    row rule for the statistics
+// Applies  where fake_quant_lsq is given a layer norm that nobody has asked for: on CUDA. On the CPU, where
 //          it was 5 to 20 % slower than the two passes, layer_norm puts nothing off
 // Source   Ba et al. 2016; Esser et al. 2020 (LSQ)
 // Errors   those of fake_quant_lsq

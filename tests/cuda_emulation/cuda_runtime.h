@@ -6,9 +6,9 @@
 //
 //   blocks run one after the other, the threads of a block as fibers that change at barriers and warp
 //   operations, in every other launch in the opposite order, so that a result that hangs on the order (a
-//   barrier is missing) shows; a barrier or warp operation that not all threads reach is an error; device memory is readable
-//   inside kernels and copies only: host code that touches it is stopped with a message; the arithmetic is
-//   that of the CPU build (no contraction, denormals flushed), as the flags of nvcc demand;
+//   barrier is missing) shows; a barrier or warp operation that not all threads reach is an error; device
+//   memory is readable inside kernels and copies only: host code that touches it is stopped with a message;
+//   the arithmetic is that of the CPU build (no contraction, denormals flushed), as the flags of nvcc demand;
 //
 //   there is one stream, and what it is given runs at once. While it is captured, launches and copies are
 //   recorded instead, and every call that allocates or waits fails as on a device and spoils the capture.
