@@ -1,5 +1,7 @@
 #include "tensor/core/backend.h"
 
+#include <utility>
+
 #include "tensor/core/error.h"
 #include "tensor/core/kernel_slot.h"
 #include "tensor/core/plugin.h"
@@ -9,6 +11,11 @@ namespace {
 
 constinit const CudaBackend* registered = nullptr;
 constexpr const char* kLibrary = "liblowbit_cuda.so";
+
+std::function<void(Device)>& wait_guard() {
+  static std::function<void(Device)> guard;
+  return guard;
+}
 
 /// Opens the library, which registers the backend and its kernels; why not, or nothing.
 std::string open_library() {
@@ -46,8 +53,15 @@ int gpu_count() {
   return opened().empty() ? registered->device_count(why) : 0;
 }
 
+void set_wait_guard(std::function<void(Device)> guard) { wait_guard() = std::move(guard); }
+void guard_wait(Device d) {
+  if (wait_guard()) wait_guard()(d);
+}
+
 void synchronize(Device d) {
-  if (d.is_cuda()) require_cuda_backend("synchronize").synchronize(d);
+  if (!d.is_cuda()) return;
+  guard_wait(d);
+  require_cuda_backend("synchronize").synchronize(d);
 }
 
 Stream current_stream(Device d) {

@@ -6,6 +6,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <string>
 
 #include "tensor/core/allocator.h"
@@ -39,5 +40,10 @@ std::string cuda_unusable();
 int gpu_count();  ///< 0 where none can be used
 /// Waits until the device has done what it was given; nothing to do on the CPU.
 void synchronize(Device d);
+/// Who has given a device work that may never end, a sum over processes, is called before the host waits for
+/// a device without a limit (synchronize(), Tensor::to()), and waits with one. An empty `guard` takes it
+/// away.
+void set_wait_guard(std::function<void(Device)> guard);
+void guard_wait(Device d);  ///< calls it
 
 }  // namespace lowbit

@@ -25,6 +25,10 @@ DevicePool::Scope::~Scope() { allocator(pool_.device_).end_pool(pool_.id_); }
 DeviceGraph::~DeviceGraph() {
   if (!graph_) return;
   const CudaBackend& backend = require_cuda_backend("graph");
+  try {
+    guard_wait(pool_.device());
+  } catch (...) {  // whoever guards has said it already, and has seen to it that the graph ends
+  }
   backend.synchronize(pool_.device());
   backend.destroy_graph(pool_.device(), graph_);
 }

@@ -233,6 +233,7 @@ Tensor Tensor::to(Device d) const {
   const Tensor from = packed();
   Tensor r = empty(shape_, dtype_, d);
   if (numel() == 0) return r;
+  if (device().is_cuda()) guard_wait(device());
   if (device().is_cuda())
     backend.transfer(r.raw(), d, from.raw(), device(), bytes());
   else

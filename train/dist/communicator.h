@@ -47,6 +47,12 @@ class Communicator {
   /// touched before finish_sums().
   virtual void start_sum(Tensor part);
   virtual void finish_sums() {}
+  /// Whether both may be called while a step is captured (DeviceGraph): they are recorded then and nobody
+  /// waits. All ranks must capture the same sums and launch their graphs equally often.
+  virtual bool captures() const { return false; }
+  /// After every launch of such a graph: waits for the one before. For the last one waits who wants to wait
+  /// for the device (set_wait_guard).
+  virtual void launched() {}
 
   /// Tells the others that this rank leaves because of `text` and with which exit code.
   virtual void fail(int code, const std::string& text) noexcept;

@@ -5,12 +5,19 @@
 #include <nccl.h>
 
 #include <algorithm>
+#include <array>
+#include <atomic>
 #include <chrono>
 #include <filesystem>
 #include <fstream>
 #include <iterator>
+#include <memory>
+#include <system_error>
 #include <thread>
+#include <utility>
 
+#include "tensor/core/backend.h"
+#include "tensor/core/device_graph.h"
 #include "tensor/core/error.h"
 #include "tensor/core/kernel_slot.h"
 #include "tensor/io/atomic_file.h"
@@ -59,7 +66,7 @@ class NcclCommunicator final : public Communicator {
       : rank_(l.rank), size_(l.size), device_(device), limit_(limit), host_(host) {
     check(cudaSetDevice(device.index), "device");
     check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "stream");
-    for (cudaEvent_t* e : {&ready_, &done_})
+    for (cudaEvent_t* e : {&ready_, &done_, &ends_[0], &ends_[1]})
       check(cudaEventCreateWithFlags(e, cudaEventDisableTiming), "event");
     ncclUniqueId id{};
     if (lead()) check(ncclGetUniqueId(&id), "identifier");
@@ -72,15 +79,27 @@ class NcclCommunicator final : public Communicator {
     check(ncclCommInitRankConfig(&comm_, size_, id, rank_, &config), "start");
     settle("start");
     if (!host_ && lead()) fs::remove(file);
+    set_wait_guard([this](Device d) {
+      if (d == device_) catch_up();
+    });
   }
+  /// Graphs with its sums must be gone: NCCL would wait for them.
   ~NcclCommunicator() override {
+    set_wait_guard({});
+    if (farewell_.joinable()) {
+      if (poll(limit_, [&] { return aborted_->load(); }))
+        farewell_.join();
+      else
+        farewell_.detach();
+    }
     if (comm_ && !failed_ && ncclCommFinalize(comm_) <= ncclInProgress) {
       ncclResult_t state = ncclInProgress;
       poll(limit_,
            [&] { return ncclCommGetAsyncError(comm_, &state) != ncclSuccess || state != ncclInProgress; });
       ncclCommDestroy(comm_);
     }
-    cudaEventDestroy(ready_), cudaEventDestroy(done_), cudaStreamDestroy(stream_);
+    for (cudaEvent_t e : {ready_, done_, ends_[0], ends_[1]}) cudaEventDestroy(e);
+    cudaStreamDestroy(stream_);
   }
   int rank() const override { return rank_; }
   int size() const override { return size_; }
@@ -119,26 +138,58 @@ class NcclCommunicator final : public Communicator {
                            stream_);
     });
   }
+  /// While a graph is captured the stream of the sums belongs to it from its first sum, which begins behind
+  /// an event of the compute stream, to finish_sums(), where that waits for an event of this one.
+  bool captures() const override { return true; }
+  void launched() override {
+    std::swap(ends_[0], ends_[1]);
+    check(cudaEventRecord(ends_[0], compute()), "event");
+    if (behind_) await(ends_[1], "step with sums");
+    behind_ = true;
+  }
   void start_sum(Tensor part) override {
+    captured_ = captured_ || capturing();
     follow_compute();
     float* p = part.mutable_view().as<float>();
     check(ncclAllReduce(p, p, size_t(part.numel()), ncclFloat, ncclSum, comm_, stream_), "all-reduce");
     settle("sum of gradients");  // the call, not the sum
   }
-  void finish_sums() override { wait("sum of gradients"); }
+  void finish_sums() override {
+    if (capturing())
+      lead_compute();
+    else
+      wait("sum of gradients");
+  }
   void fail(int code, const std::string& text) noexcept override {
-    failed_ = true;
+    failed_ = true, behind_ = false;
     if (host_) host_->fail(code, text);
-    if (comm_) ncclCommAbort(comm_);
+    if (comm_) abort();
     comm_ = nullptr;
   }
 
  private:
   void check(ncclResult_t r, const char* what) {
-    if (r != ncclSuccess && r != ncclInProgress) give_up(str_cat("NCCL ", what, ": ", ncclGetErrorString(r)));
+    if (r != ncclSuccess && r != ncclInProgress) refuse(str_cat("NCCL ", what, ": ", ncclGetErrorString(r)));
   }
   void check(cudaError_t r, const char* what) {
-    if (r != cudaSuccess) give_up(str_cat("CUDA ", what, ": ", cudaGetErrorString(r)));
+    if (r != cudaSuccess) refuse(str_cat("CUDA ", what, ": ", cudaGetErrorString(r)));
+  }
+  /// What cannot be captured may still run.
+  [[noreturn]] void refuse(const std::string& text) {
+    if (capturing()) lowbit::fail(ErrorKind::capture, "sum", text);
+    give_up(text);
+  }
+  /// NCCL ends what runs on the device at once, but returns only when all graphs with its sums are gone;
+  /// these belong to others, who wait for the device before they let them go.
+  void abort() noexcept {
+    try {
+      if (captured_) {
+        farewell_ = std::thread([comm = comm_, done = aborted_] { ncclCommAbort(comm), *done = true; });
+        return;
+      }
+    } catch (const std::system_error&) {  // no thread: then this one waits
+    }
+    ncclCommAbort(comm_);
   }
   [[noreturn]] void give_up(const std::string& text) {
     fail(kExitRankLost, text);
@@ -167,13 +218,24 @@ class NcclCommunicator final : public Communicator {
   /// The compute stream sees the result. The host waits too: otherwise it would hang in the next transfer,
   /// where nothing limits the time.
   void wait(const char* what) {
+    lead_compute();
+    await(done_, what);
+  }
+  void lead_compute() {
     check(cudaEventRecord(done_, stream_), "event");
     check(cudaStreamWaitEvent(compute(), done_, 0), "event");
+  }
+  /// For the last graph with sums in it.
+  void catch_up() {
+    if (!std::exchange(behind_, false)) return;
+    await(ends_[0], "step with sums");
+  }
+  void await(cudaEvent_t event, const char* what) {
     const bool over = poll(limit_, [&] {
       ncclResult_t state = ncclSuccess;
       check(ncclCommGetAsyncError(comm_, &state), what);
       check(state, what);
-      const cudaError_t r = cudaEventQuery(done_);
+      const cudaError_t r = cudaEventQuery(event);
       if (r != cudaErrorNotReady) check(r, what);
       return r == cudaSuccess;
     });
@@ -194,7 +256,12 @@ class NcclCommunicator final : public Communicator {
   ncclComm_t comm_ = nullptr;
   cudaStream_t stream_ = nullptr;
   cudaEvent_t ready_ = nullptr, done_ = nullptr;
+  std::array<cudaEvent_t, 2> ends_{};  ///< of the last two graphs with sums
+  bool behind_ = false;                ///< nobody has waited for the last one
+  bool captured_ = false;              ///< there may be such graphs
   bool failed_ = false;
+  std::thread farewell_;
+  std::shared_ptr<std::atomic<bool>> aborted_ = std::make_shared<std::atomic<bool>>(false);
 };
 
 }  // namespace

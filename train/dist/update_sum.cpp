@@ -14,6 +14,13 @@ namespace {
 
 constexpr int64_t kBucketFloats = 1 << 18;  // large enough for bandwidth, small enough to start early
 
+/// Nobody watches any longer when it ends, with an error too.
+struct Watch {
+  Watch() = default;
+  ~Watch() { set_gradient_hook({}); }
+  Watch(const Watch&) = delete;
+};
+
 void add_into(Tensor& a, const Tensor& b) { accumulate({a.mutable_view(), b.view()}, a.device()); }
 
 }  // namespace
@@ -88,10 +95,13 @@ void UpdateSum::begin(int64_t i) {
 void UpdateSum::backward(int64_t i, const Variable& loss) {
   const int64_t all = micro_batches();
   if (all == 1) return loss.backward();
-  // A graph ends with backward; the sums that it would have started come behind it.
-  if (!buckets_.empty() && i + 1 == accumulate_ && !capturing()) watch_backward();
-  scale(loss, 1.0 / double(all)).backward();
-  set_gradient_hook({});
+  // Where sums cannot be captured the graph ends with backward, and those that it would have started come
+  // behind it.
+  if (!buckets_.empty() && i + 1 == accumulate_ && (captures() || !capturing())) watch_backward();
+  {
+    const Watch until_the_end;
+    scale(loss, 1.0 / double(all)).backward();
+  }
   for (Buffer& b : buffers_) b.moves = b.moves || b.value.version() != b.version;
   moved_.add(moved());
   for (size_t s = 0; s < arena_.size(); ++s) has_grad_[s] = char(has_grad_[s] || arena_.has_grad(s));
@@ -114,27 +124,31 @@ void UpdateSum::exchange() {
   if (c_.size() == 1) return;
   if (ordered_) {
     ordered_sum(c_, arena_.grads().flat());
+    ordered_sum(c_, moved_sum_);
   } else {
     if (!watched_) started_ = 0;
     start_sums(true);
+    if (moved_sum_.numel() > 0) c_.start_sum(moved_sum_);
     c_.finish_sums();
     if (watched_) contributions_ = seen_;
     watched_ = false;
   }
   unite_flags();
-  ordered_sum(c_, moved_sum_);
 }
 
 /// A gradient of some micro-batch (one that carries a term of the weights alone, say) is one of the update.
 void UpdateSum::unite_flags() {
   std::vector<char> mine(arena_.size());
   for (size_t s = 0; s < mine.size(); ++s) mine[s] = char(arena_.has_grad(s));
-  const std::vector<char> all = gather(c_, std::span<const char>(mine));
-  for (size_t s = 0; s < mine.size(); ++s) {
-    bool has = false;
-    for (size_t r = 0; r < size_t(c_.size()); ++r) has = has || all[r * mine.size() + s];
-    arena_.set_has_grad(s, has);
+  if (capturing()) {  // nobody can be asked
+    LOWBIT_CHECK(mine == mine_, capture, "ranks", "other parameters have a gradient than in the step before");
+  } else {
+    const std::vector<char> ranks = gather(c_, std::span<const char>(mine));
+    all_.assign(mine.size(), 0);
+    for (size_t i = 0; i < ranks.size(); ++i) all_[i % mine.size()] |= ranks[i];
+    mine_ = std::move(mine);
   }
+  for (size_t s = 0; s < all_.size(); ++s) arena_.set_has_grad(s, all_[s]);
 }
 
 /// Parameters without a gradient hold stale numbers.

@@ -52,11 +52,13 @@ class UpdateSum {
   void backward(int64_t i, const Variable& loss);
   // After the last of them, in this order. A step that is captured as a graph calls the first and the last
   // inside of graphs, and exchange(), where the host waits for other ranks, between them; what there is to
-  // know of the parameters then lies in the arena (ParameterArena::set_has_grad).
+  // know of the parameters then lies in the arena (ParameterArena::set_has_grad). With captures() all three
+  // belong into one graph, and who has a gradient is what it was in the update before.
   void finish_local();  ///< the arena holds the sum of this rank
-  void exchange();      ///< that of all ranks, and who has a gradient
+  void exchange();      ///< that of all ranks, and who has a gradient. Errors  capture: other parameters have
   void complete();      ///< the buffers have their new values
   void finish() { finish_local(), exchange(), complete(); }
+  bool captures() const { return !ordered_ && c_.captures(); }
 
  private:
   struct Buffer {
@@ -90,6 +92,7 @@ class UpdateSum {
   std::vector<int64_t> contributions_, seen_;                   ///< of a slice: the update before, this one
   size_t started_ = 0;                                          ///< buckets on their way
   bool watched_ = false;                                        ///< backward has started some of them
+  std::vector<char> mine_, all_;  ///< who had a gradient in the last exchange: on this rank, on any
 };
 
 }  // namespace lowbit

@@ -1,8 +1,8 @@
 #include "train/step/step_runner.h"
 
 #include <algorithm>
-#include <optional>
 
+#include "tensor/core/backend.h"
 #include "tensor/core/error.h"
 
 namespace lowbit {
@@ -26,6 +26,7 @@ void StepRunner::give_up(const std::string& why) {
 }
 
 void StepRunner::reset() {
+  if (!graphs_.empty()) synchronize(device_);  // with its guard, which the end of a graph has not
   graphs_.clear();
   pool_.reset();
   in_a_row_ = 0;
@@ -62,8 +63,7 @@ bool StepRunner::run(const std::string& key, const StepParts& parts) {
       parts.prepare();
       r.update->launch();
     } else {
-      parts.prepare();
-      r.compute->launch();
+      launch_whole(*r.compute, parts);
     }
     return true;
   }
@@ -87,14 +87,24 @@ std::unique_ptr<DeviceGraph> StepRunner::capture(const std::function<void()>& wo
   return graph;
 }
 
-void StepRunner::keep(const std::string& key, Recorded r) {
+void StepRunner::launch_whole(DeviceGraph& graph, const StepParts& parts) {
+  parts.prepare();
+  graph.launch();
+  if (parts.captured) parts.captured->launched();
+}
+
+void StepRunner::keep(const std::string& key, Recorded r, bool sums) {
   nodes_ = r.compute->nodes() + (r.update ? r.update->nodes() : 0);
   log_.info(str_cat("the step is captured as a graph of ", nodes_, " kernels and copies",
-                    r.update ? ", in two parts around the sum over the processes" : ""));
-  if (graphs_.size() == kMostKeys)
+                    r.update ? ", in two parts around the sum over the processes"
+                    : sums   ? ", sums over the processes included"
+                             : ""));
+  if (graphs_.size() == kMostKeys) {
+    synchronize(device_);
     graphs_.erase(std::min_element(graphs_.begin(), graphs_.end(), [](const auto& a, const auto& b) {
       return a.second.used < b.second.used;
     }));
+  }
   r.used = steps_;
   graphs_[key] = std::move(r);
 }
@@ -106,14 +116,19 @@ bool StepRunner::first_launch(const std::string& key, const StepParts& parts) {
   r.compute = capture(
       [&] {
         parts.compute();
-        if (!parts.exchange) parts.update();
+        if (!parts.whole()) return;
+        if (parts.exchange) parts.exchange();
+        parts.update();
       },
       why);
+  if (parts.captured && !parts.captured->agree(r.compute != nullptr)) {
+    if (r.compute) why = "the step of another process cannot be recorded";
+    r.compute.reset();
+  }
   if (!r.compute) return give_up(why), false;
-  if (!parts.exchange) {
-    keep(key, std::move(r));
-    parts.prepare();
-    graphs_.at(key).compute->launch();
+  if (parts.whole()) {
+    keep(key, std::move(r), bool(parts.exchange));
+    launch_whole(*graphs_.at(key).compute, parts);
     return true;
   }
   parts.begin();
@@ -128,7 +143,7 @@ bool StepRunner::first_launch(const std::string& key, const StepParts& parts) {
     return true;
   }
   r.update->launch();
-  keep(key, std::move(r));
+  keep(key, std::move(r), true);
   return true;
 }
 

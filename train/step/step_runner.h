@@ -4,6 +4,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -16,20 +17,29 @@ namespace lowbit {
 struct StepParts {
   std::function<void()> begin;    ///< on the host: brings those values up to date, as far as they are known
   std::function<void()> compute;  ///< forward and backward
-  /// Empty, or what passes between processes. It is never captured: a wait for another process must end when
-  /// that one is gone, which only the host can see to. So with it a step is two graphs.
+  /// Empty, or what passes between processes. A wait for another process must end when that one is gone,
+  /// which only the host can see to. So with it a step is two graphs, unless `captured`.
   std::function<void()> exchange;
+  /// With an exchange that may be captured as well, so that it runs beside backward: the step is one graph.
+  /// All processes capture in the same step.
+  struct Captured {
+    /// Whether all processes have been able to capture theirs; one that has not fails this one's capture.
+    std::function<bool(bool mine)> agree;
+    std::function<void()> launched;  ///< after each launch: watches, with a limit, whether the graph ends
+  };
+  std::optional<Captured> captured;
+  bool whole() const { return !exchange || captured; }  ///< the step is one graph
   /// On the host: the values that depend on which parameters have a gradient. With one graph for the step
   /// those of the step that was captured, and there is no begin().
   std::function<void()> prepare;
   std::function<void()> update;  ///< clipping, optimizer, averages
 };
 
-/// One graph, or two around an exchange, for each key, which names everything that decides what a step does:
-/// the phase of the run and the shapes of its batches. A key is run kernel by kernel for `warmup` steps in a
-/// row, the last two of them with the memory of the graph, so that libraries, constants and pools are there;
-/// then it is captured. A short last batch never comes so often in a row. Of more than kMostKeys the one that
-/// was not used for longest is forgotten. Both ways give the same bits.
+/// One graph, or two around an exchange that cannot be captured, for each key, which names everything that
+/// decides what a step does: the phase of the run and the shapes of its batches. A key is run kernel by
+/// kernel for `warmup` steps in a row, the last two of them with the memory of the graph, so that libraries,
+/// constants and pools are there; then it is captured. A short last batch never comes so often in a row. Of
+/// more than kMostKeys the one that was not used for longest is forgotten. Both ways give the same bits.
 class StepRunner {
  public:
   enum class Mode { eager, graph };
@@ -51,11 +61,12 @@ class StepRunner {
 
  private:
   struct Recorded {
-    std::unique_ptr<DeviceGraph> compute, update;  ///< compute is the whole step where there is no exchange
+    std::unique_ptr<DeviceGraph> compute, update;  ///< compute is the whole step where that is one graph
     int64_t used = 0;
   };
   std::unique_ptr<DeviceGraph> capture(const std::function<void()>& work, std::string& why);
-  void keep(const std::string& key, Recorded r);
+  void keep(const std::string& key, Recorded r, bool sums);
+  static void launch_whole(DeviceGraph& graph, const StepParts& parts);
   bool first_launch(const std::string& key, const StepParts& parts);
   void run_eagerly(const StepParts& parts, bool rehearse);
   Mode mode_;

@@ -188,8 +188,11 @@ void Trainer::step(const std::vector<Loader::Batch>& parts) {
       recall();
       sum_.exchange();
     };
+  if (p.exchange && sum_.captures())
+    p.captured = {.agree = [&](bool mine) { return !any_rank(ranks_, !mine); },
+                  .launched = [&] { ranks_.launched(); }};
   p.prepare = [&] {
-    if (!p.exchange) recall();
+    if (p.whole()) recall();
     if (look && !runner_.captured(key)) monitor_.after_backward(step_ + 1, arena_);
     values_.update = optimizer_.hyper(progress_.lr);
     values_.upload();

@@ -115,5 +115,31 @@ TEST_F(DeviceGraphCuda, AFullDeviceSaysWhoseMemoryItIs) {
   }
 }
 
+/// Who guards waits is called before each that has no limit, and may end it.
+TEST_F(DeviceGraphCuda, AGuardComesBeforeWaits) {
+  int calls = 0;
+  set_wait_guard([&](Device d) {
+    EXPECT_EQ(d, kGpu);
+    if (++calls > 3) throw Error(ErrorKind::run, "guard", "the end");
+  });
+  y.copy_from(numbers(5));  // an upload, which nobody waits for
+  EXPECT_EQ(calls, 0);
+  synchronize(kGpu), synchronize(Device{});
+  EXPECT_EQ(calls, 1);
+  EXPECT_EQ(y.to(Device{}).to_vector<float>()[0], 5);
+  EXPECT_EQ(calls, 2);
+  {
+    const DevicePool pool(kGpu);
+    rehearse(pool);
+    DeviceGraph g(pool);
+    g.capture([&] { twice(); });
+    g.launch();
+  }
+  EXPECT_EQ(calls, 3) << "the end of a graph";
+  EXPECT_THROW((void)y.to(Device{}), Error);
+  set_wait_guard({});
+  EXPECT_EQ(y.to_vector<float>()[0], 2);
+}
+
 }  // namespace
 }  // namespace lowbit

@@ -12,7 +12,9 @@
 #include "quant/lsq_pass.h"
 #include "quant/scheme/scheme.h"
 #include "tensor/core/context.h"
+#include "tensor/core/device_graph.h"
 #include "tensor/core/draws.h"
+#include "tensor/engine/accumulate.h"
 #include "tests/support/device_calls.h"
 #include "tests/support/golden.h"
 #include "tests/support/op_case.h"
@@ -43,7 +45,7 @@ struct Result {
 };
 
 /// One of two ranks, the other of which has the same numbers.
-struct Twin final : Communicator {
+struct Twin : Communicator {
   using Communicator::all_gather;
   int size() const override { return 2; }
   std::vector<std::byte> all_gather(std::span<const std::byte> mine) override {
@@ -57,9 +59,23 @@ struct Twin final : Communicator {
   }
 };
 
+/// The same with sums that a graph may hold.
+struct FastTwin final : Twin {
+  bool agrees = true;  ///< the other one has captured its step too
+  int64_t started = 0, finished = 0, asked = 0, watched = 0, beside_backward = 0;
+  bool captures() const override { return true; }
+  void start_sum(Tensor part) override {
+    ++started;
+    accumulate({part.mutable_view(), part.view()}, part.device());
+  }
+  void finish_sums() override { ++finished; }
+  void launched() override { ++watched; }
+};
+
 /// Some steps with drop path, a rate that changes, clipping and a running average.
 Result train(std::unique_ptr<ImageModel> model, const Options& o, StepRunner::Mode mode, int steps = kSteps,
              Communicator& ranks = alone()) {
+  auto* const fast = dynamic_cast<FastTwin*>(&ranks);
   const ImageConfig& c = model->config();
   const Shape images{2, c.in_channels, c.image_size, c.image_size};
   quantize(*model, o);
@@ -76,14 +92,14 @@ Result train(std::unique_ptr<ImageModel> model, const Options& o, StepRunner::Mo
   ParameterArena arena(model->parameters());
   Optimizer optimizer(arena, {});
   Ema ema(arena, model->state(), 0.9);
-  UpdateSum sum(arena, model->state(), ranks, 1, true);
+  UpdateSum sum(arena, model->state(), ranks, 1, !fast);
   LsqPass lsq(*model);
   StepValues values(int64_t(arena.size()) * kHyperColumns, kGpu);
   Tensor x = Tensor::zeros(images, DType::f32, kGpu), labels = Tensor::zeros({2}, DType::i64, kGpu), loss;
   LogOptions quiet;
   quiet.threshold = LogLevel::error;
   Log log(quiet);
-  StepRunner runner(mode, kGpu, true, log);
+  StepRunner runner(mode, kGpu, !fast || fast->agrees, log);
   Result r;
   for (int k = 0; k < steps; ++k) {
     x.copy_from(fill(str_cat("x", k), images, 0, 2));
@@ -100,10 +116,16 @@ Result train(std::unique_ptr<ImageModel> model, const Options& o, StepRunner::Mo
       const Variable l = cross_entropy((*model)(Variable(x)), labels, 0.1);
       loss = l.data();
       sum.backward(0, l);
+      if (fast) fast->beside_backward += fast->started > 0 && capturing();
       lsq.flush();
       sum.finish_local();
     };
     if (ranks.size() > 1) p.exchange = [&] { sum.exchange(); };
+    if (fast) {
+      fast->started = 0;
+      p.captured = {.agree = [&](bool mine) { return ++fast->asked, mine && fast->agrees; },
+                    .launched = [&] { fast->launched(); }};
+    }
     p.prepare = [&] {
       values.update = optimizer.hyper(1e-3 * (k + 1));
       values.upload();
@@ -185,6 +207,45 @@ TEST(StepRunnerCuda, GraphsAroundASum) {
   if (!cuda_present()) GTEST_SKIP() << "no CUDA device";
   Twin two;
   expect_graphs_change_nothing(small_sret, with({{"wbits", "32"}, {"abits", "32"}}), two);
+}
+
+/// Sums that can be captured are part of the one graph of the step, where they begin beside backward.
+TEST(StepRunnerCuda, GraphsWithTheSumsInside) {
+  if (!cuda_present()) GTEST_SKIP() << "no CUDA device";
+  for (const Make& make : {Make(small_sret), Make([] { return small_vit(1); })}) {
+    const Options o = with({{"wbits", "32"}, {"abits", "32"}});
+    FastTwin eager, whole;
+    const Result a = train(make(), o, StepRunner::Mode::eager, kSteps, eager),
+                 b = train(make(), o, StepRunner::Mode::graph, kSteps, whole);
+    EXPECT_EQ(a.losses, b.losses);
+    for (const auto& [name, t] : a.state) EXPECT_TRUE(equal_bits(t, b.state.at(name))) << name;
+    EXPECT_EQ(b.replayed, (std::vector<bool>{false, false, false, false, true, true, true}));
+    EXPECT_EQ(whole.asked, 1);
+    EXPECT_EQ(whole.beside_backward, 1) << "no sum had begun when the captured backward pass ended";
+    EXPECT_EQ(whole.watched, 4) << "every launch";
+    EXPECT_EQ(whole.finished, 4) << "three eager steps and the captured one";
+    EXPECT_EQ(eager.finished, kSteps);
+    if (!counts_device_calls()) continue;
+    const DeviceCalls& last = b.calls.back();
+    EXPECT_EQ(last.graphs, 1);
+    EXPECT_EQ(last.copies, 1) << "one small upload";
+    EXPECT_EQ(last.launches + last.allocations + last.waits, 0);
+  }
+}
+
+/// Where another process cannot capture its step, this one runs its own kernel by kernel too.
+TEST(StepRunnerCuda, AGraphThatOnlyThisProcessHasIsNotLaunched) {
+  if (!cuda_present()) GTEST_SKIP() << "no CUDA device";
+  const Options o = with({{"wbits", "32"}, {"abits", "32"}});
+  FastTwin eager, other;
+  other.agrees = false;
+  const Result a = train(small_sret(), o, StepRunner::Mode::eager, kSteps, eager),
+               b = train(small_sret(), o, StepRunner::Mode::graph, kSteps, other);
+  EXPECT_EQ(a.losses, b.losses);
+  for (const auto& [name, t] : a.state) EXPECT_TRUE(equal_bits(t, b.state.at(name))) << name;
+  EXPECT_EQ(b.replayed, std::vector<bool>(kSteps, false));
+  EXPECT_EQ(other.asked, 1);
+  EXPECT_EQ(other.watched, 0);
 }
 
 /// A step of DeiT-Tiny's blocks with 4-bit weights and activations: how many kernels a block takes, and the
