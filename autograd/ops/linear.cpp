@@ -1,6 +1,7 @@
 #include "autograd/ops/linear.h"
 
 #include "autograd/ops/deferred.h"
+#include "autograd/ops/narrow.h"
 #include "autograd/ops/operand.h"
 #include "autograd/ops/reduce.h"
 #include "tensor/engine/accumulate.h"
@@ -61,18 +62,20 @@ Operand by_heads(const Variable& x, int64_t heads) {
   return r;
 }
 
-/// Rows of x [T, K] times wᵀ, plus the bias where there is one, shaped like y.
+/// Rows of x [T, K] times wᵀ, plus the bias where there is one, shaped like y; bf16 where `narrow`.
 struct LinearProduct {
   Operand w;
   Tensor bias;
   Shape shape;
+  bool narrow = false;
 };
 std::vector<Tensor> linear_forward(const Operand& x, std::span<const LinearProduct> products) {
   std::vector<Tensor> all;
   CodedProducts coded;
   const bool together = products.size() <= size_t{kCodedTogether};
   for (const LinearProduct& p : products) {
-    Tensor y = Tensor::empty(p.shape, x.result(), x.values().device()), rows = flat_rows(y);
+    Tensor y = Tensor::empty(p.shape, p.narrow ? DType::bf16 : x.result(), x.values().device()),
+           rows = flat_rows(y);
     if (together && on_integers(x.input(), p.w.input()))
       coded.product[coded.count++] = coded_gemm_args(rows, x.input(), p.w.input(), p.bias);
     else
@@ -314,7 +317,7 @@ std::vector<Variable> linear_outputs(const Variable& x, std::span<const LinearLa
   node->integers = true;
   bool any_weight = false;
   for (size_t l = 0; l < layers.size(); ++l) {
-    const auto& [w, b, parts] = layers[l];
+    const auto& [w, b, parts, narrow] = layers[l];
     LOWBIT_CHECK(x.ndim() >= 1 && w.ndim() == 2 && x.size(-1) == w.size(1), shape, "linear",
                  "weight.shape[1] must equal x.shape[-1] (got x=", x.str(), ", weight=", w.str(), ")");
     LOWBIT_CHECK(!b.defined() || (b.ndim() == 1 && b.size(0) == w.size(0)), shape, "linear",
@@ -326,10 +329,12 @@ std::vector<Variable> linear_outputs(const Variable& x, std::span<const LinearLa
     inputs.push_back(w), inputs.push_back(b);
     any_weight = any_weight || w.requires_grad();
     const Operand all = operand(w);
-    const Tensor bias = b.defined() ? b.data().packed() : Tensor{};
+    const bool rounded = narrow && !x.coded() && stores_narrow(x);
+    Tensor bias = b.defined() ? b.data().packed() : Tensor{};
+    if (rounded && bias.defined()) bias = bias.cast(DType::bf16);
     const int64_t n = w.size(0) / parts;
     for (int64_t p = 0; p < parts; ++p) {
-      LinearProduct one{all, bias, x.shape()};
+      LinearProduct one{all, bias, x.shape(), rounded};
       one.shape.set(-1, n);
       if (parts > 1) one.w = rows_of(all, p * n, (p + 1) * n);
       if (parts > 1 && bias.defined()) one.bias = bias.slice(0, p * n, (p + 1) * n);
@@ -349,13 +354,16 @@ std::vector<Variable> linear_outputs(const Variable& x, std::span<const LinearLa
       if (products[i].bias.defined() && node->integers) o.bias.set(products[i].bias);
     }
   }
+  if (values.size() == 1 && products[0].narrow)
+    return {record(Narrow{std::move(values[0])}, keep ? node : nullptr, {x, layers[0].w, layers[0].b})};
   if (values.size() == 1) return {record(std::move(values[0]), keep ? node : nullptr, inputs)};
   const Variable together = record(Tensor::empty({0}, x.dtype(), x.device()), keep ? node : nullptr, inputs);
   std::vector<Variable> all;
   for (size_t i = 0; i < values.size(); ++i) {
     std::shared_ptr<LinearOutputNode> own;
     if (keep) own = std::make_shared<LinearOutputNode>(), own->all = node, own->index = i;
-    all.push_back(record(std::move(values[i]), std::move(own), {together}));
+    all.push_back(products[i].narrow ? record(Narrow{std::move(values[i])}, std::move(own), {together})
+                                     : record(std::move(values[i]), std::move(own), {together}));
   }
   return all;
 }

@@ -21,10 +21,12 @@ namespace lowbit {
 /// Errors  shape: weight.shape[1] must equal x.shape[-1]; bias length
 Variable linear(const Variable& x, const Variable& w, const Variable& b);
 
-/// A layer whose rows are cut into equal parts, an output each.
+/// A layer whose rows are cut into equal parts, an output each. `narrow`: of an x of floats the outputs are
+/// rounded to bf16 where Context::gemm is bf16, once, after the bias (which is rounded too), and stored so.
 struct LinearLayer {
   Variable w, b;
   int64_t parts = 1;
+  bool narrow = false;
 };
 /// The same of several layers of one input: query, key and value. On CUDA integer products are one launch,
 /// and backward by digits two.   Grad  dx is the sum from the last output to the first

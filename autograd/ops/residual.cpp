@@ -18,20 +18,21 @@ struct Sum {
   }
 };
 
-/// Y, X: types of y and x; the branch is of the type of the arithmetic.
-template <class Y, class X>
+/// Types of y, x and the branch.
+template <class Y, class X, class B>
 void typed(const ResidualArgs& a) {
   using T = compute_t<Y>;
-  if (!a.drops) return cpu::pointwise_typed<1, false, Y, X, T>({a.y, a.x, a.branch}, Sum{});
+  if (!a.drops) return cpu::pointwise_typed<1, false, Y, X, B>({a.y, a.x, a.branch}, Sum{});
   Y* const y = a.y.as<Y>();
   const X* const x = a.x.as<X>();
-  const T *const branch = a.branch.as<T>(), q = T(a.keep_probability);
+  const B* const branch = a.branch.as<B>();
+  const T q = T(a.keep_probability);
   cpu::parallel_wide(a.samples * a.n, cpu::kGrain, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end;) {
       const int64_t b = i / a.n, stop = std::min(end, (b + 1) * a.n);
       const bool keep = DropPathMath::keep(a.key, b, float(a.keep_probability));
 #pragma omp simd
-      for (int64_t j = i; j < stop; ++j) y[j] = Y(ResidualMath::sum(T(x[j]), branch[j], keep, q));
+      for (int64_t j = i; j < stop; ++j) y[j] = Y(ResidualMath::sum(T(x[j]), T(branch[j]), keep, q));
       i = stop;
     }
   });
@@ -39,13 +40,15 @@ void typed(const ResidualArgs& a) {
 
 void forward_cpu(const ResidualArgs& a, Stream) {
   if (a.y.dtype == DType::f64)
-    typed<double, double>(a);
+    typed<double, double, double>(a);
   else if (a.y.dtype == DType::f32)
-    typed<float, float>(a);
+    typed<float, float, float>(a);
   else if (a.x.dtype == DType::f32)
-    typed<bf16, float>(a);
+    typed<bf16, float, float>(a);
+  else if (a.branch.dtype == DType::f32)
+    typed<bf16, bf16, float>(a);
   else
-    typed<bf16, bf16>(a);
+    typed<bf16, bf16, bf16>(a);
 }
 
 struct ResidualNode final : Node {
@@ -81,7 +84,8 @@ Variable residual(const Variable& x, const Variable& branch, double p) {
   node->p = p;
   if (p > 0) node->key = reserve_draws(uint64_t(x.size(0)));
   const bool narrow = stores_narrow(x);
-  const Tensor from = (narrow ? x.stored() : x.data()).packed(), sum = branch.data().packed();
+  const Tensor from = (narrow ? x.stored() : x.data()).packed(),
+               sum = (narrow && x.narrow() ? branch.stored() : branch.data()).packed();
   Tensor y = Tensor::empty(x.shape(), narrow ? DType::bf16 : x.dtype(), x.device());
   const int64_t samples = x.size(0), n = samples ? x.numel() / samples : 0;
   residual_fwd({y.mutable_view(), from.view(), sum.view(), samples, n, p > 0, node->key, 1 - p}, x.device());

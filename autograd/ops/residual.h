@@ -16,7 +16,7 @@ struct ResidualMath {
   }
 };
 
-/// y, x and branch packed [samples, n], one dtype, but y, or x and y, may be bf16 beside f32; `drops`:
+/// y, x and branch packed [samples, n], one dtype, but y, or y and x, or all three may be bf16; `drops`:
 /// samples are dropped, else the rest is unused.
 struct ResidualArgs {
   View y, x, branch;
@@ -30,7 +30,7 @@ extern KernelSlot<ResidualArgs> residual_fwd;
 /// A residual sum with stochastic depth: add(x, drop_path(branch, p)) in one pass, bit for bit.
 /// y_b = x_b + branch_b·k_b / (1 − p),  k_b as in drop_path
 /// Shapes  x, branch, y [B, ...] alike;  0 ≤ p < 1
-/// Narrow  where Context::gemm is bf16, y is rounded to bf16, once, and stored so; x may be narrow
+/// Narrow  where Context::gemm is bf16, y is rounded to bf16, once, and stored so; x and branch may be narrow
 /// Grad    straight through the rounding: dx = gy (shared);  dbranch = gy where p = 0, else
 ///         gy_b·k_b / (1 − p), by the kernel of drop_path
 /// Mask    that of drop_path: sample b draws Philox word b; p = 0 draws nothing

@@ -90,7 +90,7 @@ Variable Attention::operator()(const Variable& x, const AttentionUse& use) {
   if (options_.qk_reparam) {
     LOWBIT_CHECK(use.groups == 1 && !use.order.defined(), value, "attention",
                  "qk_reparam attends over all tokens in their order (got groups=", use.groups, ")");
-    p = reparameterized_probabilities(t, factor, use.bias), v = (*l.v)(t);
+    p = reparameterized_probabilities(t, factor, use.bias), v = l.v->narrowed(t);
   } else {
     const std::vector<Variable> qkv = l.qkv ? l.qkv->parts(t, 3) : Linear::together(t, {l.q, l.k, l.v});
     v = arranged(qkv[2]);
@@ -99,7 +99,7 @@ Variable Attention::operator()(const Variable& x, const AttentionUse& use) {
   if (training()) p = dropout(p, options_.dropout);
   Variable y = context_(attention_context(probs_(p), v_(v), heads));
   if (use.groups > 1) y = reshape(y, {x.size(0), -1, c});
-  y = proj_(y);  // token by token, so before or after the order is undone
+  y = proj_.narrowed(y);  // token by token, so before or after the order is undone
   if (use.order.defined()) y = reordered(y, use.order, true);
   return training() ? dropout(y, options_.proj_dropout) : y;
 }

@@ -11,17 +11,15 @@ Linear::Linear(int64_t in_features, int64_t out_features, bool bias, Generator& 
       weight_slot_(slot("weight")),
       out_(slot("out")) {}
 
-Variable Linear::operator()(const Variable& x) { return together(x, {this})[0]; }
-
 std::vector<Variable> Linear::parts(const Variable& x, int64_t count) {
-  const LinearLayer one[] = {{quantized_weight(), bias(), count}};
+  const LinearLayer one[] = {{quantized_weight(), bias(), count, true}};
   return linear_outputs(x, one);
 }
 
-std::vector<Variable> Linear::together(const Variable& x, std::initializer_list<Linear*> layers) {
-  std::vector<LinearLayer> all;
-  for (Linear* l : layers) all.push_back({l->quantized_weight(), l->bias()});
-  std::vector<Variable> y = linear_outputs(x, all);
+std::vector<Variable> Linear::all(std::initializer_list<Linear*> layers, const Variable& x, bool narrow) {
+  std::vector<LinearLayer> each;
+  for (Linear* l : layers) each.push_back({l->quantized_weight(), l->bias(), 1, narrow});
+  std::vector<Variable> y = linear_outputs(x, each);
   for (size_t i = 0; i < y.size(); ++i) y[i] = layers.begin()[i]->out_(y[i]);
   return y;
 }

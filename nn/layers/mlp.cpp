@@ -3,7 +3,6 @@
 #include <limits>
 
 #include "autograd/ops/dropout.h"
-#include "autograd/ops/narrow.h"
 #include "autograd/ops/pointwise.h"
 
 namespace lowbit {
@@ -16,15 +15,11 @@ Mlp::Mlp(const Options& o, Generator& g)
       fc2_(child(o.names[1], std::make_unique<Linear>(o.hidden, o.width, true, g))) {}
 
 Variable Mlp::operator()(const Variable& x) {
-  const Variable from = in_(x);
-  Variable h = fc1_(from);
-  if (options_.relu)
-    h = relu(h);
-  else
-    h = gelu(from.coded() ? h : narrowed(h));  // what codes gave is made again or kept as it is
+  Variable h = fc1_.narrowed(in_(x));
+  h = options_.relu ? relu(h) : gelu(h);
   if (options_.clamp_gelu) h = clamp(h, -std::numeric_limits<double>::infinity(), 1.0);
   if (training()) h = dropout(h, options_.dropout);
-  const Variable y = fc2_(hidden_(h));
+  const Variable y = fc2_.narrowed(hidden_(h));
   return training() ? dropout(y, options_.dropout) : y;
 }
 

@@ -91,7 +91,8 @@ Variable PatchMerging::operator()(const Variable& x) {
   const WindowGrid g{.height = x.size(1), .width = x.size(2), .size = 2};
   const int64_t b = x.size(0), c = x.size(3);
   const Variable neighbours = reshape(window_partition(x, g), {-1, 2, 2, c});  // row, column
-  return reduction_(merged_(norm_(reshape(transpose(neighbours, 1, 2), {b, g.rows(), g.columns(), 4 * c}))));
+  return reduction_.narrowed(
+      merged_(norm_(reshape(transpose(neighbours, 1, 2), {b, g.rows(), g.columns(), 4 * c}))));
 }
 
 SwinTransformer::SwinTransformer(const SwinConfig& c, uint64_t seed) : config_(c) {

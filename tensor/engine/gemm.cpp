@@ -300,8 +300,9 @@ GemmArgs checked_args(Tensor& out, const GemmInput& a, const GemmInput& b, const
   LOWBIT_CHECK((t == DType::f32 || t == DType::f64) && result_type(b) == t, dtype, op,
                "operands and output must all be f32 or all f64; codes and bf16 need f32 (got ", a.str(),
                " and ", b.str(), ")");
+  const bool rounded = t == DType::f32 && out.defined() && out.dtype() == DType::bf16;
   GemmArgs g;
-  detail::set_product(op, g, out, t, a, b, bias);
+  detail::set_product(op, g, out, rounded ? DType::bf16 : t, a, b, bias);
   return g;
 }
 
@@ -338,6 +339,15 @@ void product(Tensor& out, const GemmInput& a, const GemmInput& b, const Tensor& 
   GemmArgs g = checked_args(out, a, b, bias);
   g.alpha = alpha, g.beta = beta;
   const Device d = out.device();
+  if (g.c_dtype == DType::bf16) {
+    LOWBIT_CHECK(beta == 0, value, "gemm", "nothing can be added to an output that is bf16 (got beta=", beta,
+                 ")");
+    if (!d.is_cuda()) {  // those kernels add up in C
+      Tensor sums = Tensor::empty(out.shape(), DType::f32, d);
+      product(sums, a, b, bias.defined() ? bias.cast(DType::f32) : bias, alpha, 0, mode, nullptr, nullptr);
+      return out.copy_from(sums);
+    }
+  }
   if (mode.digits && detail::digits_apply(g)) {
     detail::DigitProducts one{1, 0, {g}, {}};
     return run_digits(one, mode, d);

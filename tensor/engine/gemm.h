@@ -7,9 +7,9 @@
 // is
 //   s = fma(a_k, b_k, s),  k increasing from s = 0
 // and over blocks in increasing order  c = fma(alpha, s, c),  from c = beta · C (alpha · s alone when beta =
-// 0, C is not read); at last  c + bias[n].  The bits do not depend on threads, instruction set, tiling or
-// batching. GemmMode::inputs rounds the operands first; GemmMode::library gives the sums on CUDA to cuBLASLt,
-// in an order of its own (docs/numerics.md, rule 7).
+// 0, C is not read); at last  c + bias[n], rounded half to even where C is bf16.  The bits do not depend on
+// threads, instruction set, tiling or batching. GemmMode::inputs rounds the operands first; GemmMode::library
+// gives the sums on CUDA to cuBLASLt, in an order of its own (docs/numerics.md, rule 7).
 
 #include <span>
 
@@ -50,7 +50,7 @@ struct ProductArgs {
   const void* bias = nullptr;  ///< [n], contiguous, of C's dtype; or null
   double alpha = 1;
 };
-struct GemmArgs : ProductArgs {  ///< C f32, or f64 with f64 operands
+struct GemmArgs : ProductArgs {  ///< C f32, or f64 with f64 operands; bf16 on CUDA, where beta = 0
   double beta = 0;
   int digits = 0;           ///< of gemm_digits.h: 2 or 3 there
   void* work = nullptr;     ///< the same on CUDA: a DigitLine for each line of floats
@@ -112,8 +112,9 @@ class GemmInput {
 Shape gemm_batch_shape(const char* op, const GemmInput& a, const GemmInput& b);
 
 /// out[..., M, N] = alpha · a[..., M, K] · b[..., K, N] + beta · out (+ bias[N]); leading dimensions
-/// broadcast. f32, operands f32 or bf16 (or f64: all of them). Linear layer: gemm(y, x, GemmInput(w).t(),
-/// bias); weight gradient: gemm(dw, GemmInput(dy).t(), x).
+/// broadcast. f32, operands f32 or bf16 (or f64: all of them). Where beta = 0 and no operand is f64, out may
+/// be bf16 as well: the f32 result rounded once; the bias is bf16 then, as libraries have it. Linear layer:
+/// gemm(y, x, GemmInput(w).t(), bias); weight gradient: gemm(dw, GemmInput(dy).t(), x).
 void gemm(Tensor& out, const GemmInput& a, const GemmInput& b, const Tensor& bias = {}, double alpha = 1,
           double beta = 0, const GemmMode& mode = {});
 

@@ -44,7 +44,8 @@ struct Lines {
   }
 };
 
-/// `block`: length of the K blocks of the summation order.
+/// C: type of the result and of the bias. `block`: length of the K blocks of the summation order.
+template <class C>
 __global__ void __launch_bounds__(kProductThreads)
     gemm_kernel_cuda(const __grid_constant__ GemmArgs g, int64_t block) {
   __shared__ float as[kDepth][kProductTile + 1], bs[kDepth][kProductTile + 1];
@@ -52,7 +53,7 @@ __global__ void __launch_bounds__(kProductThreads)
   const Lines a(g.a, at.batch, at.m, g.m), b(g.b, at.batch, at.n, g.n);
   const int tx = int(threadIdx.x) % kSide, ty = int(threadIdx.x) / kSide;
   const float alpha = float(g.alpha);
-  float* const c = static_cast<float*>(g.c) + at.batch.offset(g.c_batch);
+  C* const c = static_cast<C*>(g.c) + at.batch.offset(g.c_batch);
   const auto each = [&](auto f) {
 #pragma unroll
     for (int r = 0; r < kOwn; ++r)
@@ -66,7 +67,7 @@ __global__ void __launch_bounds__(kProductThreads)
   bool started = g.beta != 0;
   if (started)
     each([&](int r, int j, int64_t m, int64_t n, bool inside) {
-      if (inside) value[r][j] = float(g.beta) * c[m * g.c_row + n * g.c_col];
+      if (inside) value[r][j] = float(g.beta) * float(c[m * g.c_row + n * g.c_col]);
     });
   for (int64_t begin = 0; begin < g.k || !started; begin += block) {
     float sum[kOwn][kOwn] = {};
@@ -91,17 +92,19 @@ __global__ void __launch_bounds__(kProductThreads)
   each([&](int r, int j, int64_t m, int64_t n, bool inside) {
     if (inside)
       c[m * g.c_row + n * g.c_col] =
-          g.bias ? value[r][j] + static_cast<const float*>(g.bias)[n] : value[r][j];
+          C(g.bias ? value[r][j] + float(static_cast<const C*>(g.bias)[n]) : value[r][j]);
   });
 }
 
 void gemm_cuda(const GemmArgs& g, Stream stream) {
-  LOWBIT_CHECK(g.c_dtype == DType::f32, dtype, "gemm", "dtype must be f32 on cuda (got ",
+  const bool rounded = g.c_dtype == DType::bf16;
+  LOWBIT_CHECK(rounded || g.c_dtype == DType::f32, dtype, "gemm", "dtype must be f32 or bf16 on cuda (got ",
                dtype_name(g.c_dtype), ")");
   if (g.library && detail::gemm_library(g, stream)) return;
   const unsigned blocks = cuda::product_blocks("gemm", g);
   if (blocks == 0) return;
-  cuda::launch("gemm", gemm_kernel_cuda, blocks, kProductThreads, stream, g, gemm_k_block(g.k));
+  cuda::launch("gemm", rounded ? gemm_kernel_cuda<bf16> : gemm_kernel_cuda<float>, blocks, kProductThreads,
+               stream, g, gemm_k_block(g.k));
 }
 
 const CudaKernel<GemmArgs> registered(gemm_kernel, gemm_cuda);

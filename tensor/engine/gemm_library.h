@@ -1,12 +1,13 @@
 #pragma once
 // Float products by cuBLASLt. Internal to the engine.
 //
-// Operands f32 (as they are or rounded to tf32 by the library) or bf16, sums and result f32, the bias or the
-// sums of an operand's lines (a bias gradient) in the epilogue. The library's GELU is the tanh form; ours is
-// the exact one, a pass of its own. For each form of a product (extents, strides, types, alignments) the
-// library's heuristic is asked once; it may use 32 MiB of scratch memory, which is allocated once per device,
-// and no split of the contraction but those that are added in the type of the sums in a fixed order. So a run
-// has the same bits each time, on the same card with the same version of the library.
+// Operands f32 (as they are or rounded to tf32 by the library) or bf16, sums f32, the result f32 or, of bf16
+// operands, bf16 with a bias of bf16 (the library has no other), the bias or the sums of an operand's lines
+// (a bias gradient) in the epilogue. The library's GELU is the tanh form; ours is the exact one, a pass of
+// its own. For each form of a product (extents, strides, types, alignments) the library's heuristic is asked
+// once; it may use 32 MiB of scratch memory, which is allocated once per device, and no split of the
+// contraction but those that are added in the type of the sums in a fixed order. So a run has the same bits
+// each time, on the same card with the same version of the library.
 //
 // What is not made here has the kernel of gemm_cuda.cu: empty products, results without a contiguous
 // dimension, forms for which the library has no algorithm.

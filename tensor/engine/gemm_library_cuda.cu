@@ -32,11 +32,11 @@ struct Form {
   int64_t a_align, b_align, c_align;        // bytes
   cublasLtEpilogue_t epilogue;
   int64_t vector_align;  // of the epilogue's vector
-  bool bf16, tf32;
+  bool bf16, tf32, c_bf16;
   auto key() const {
-    return std::array<int64_t, 19>{
+    return std::array<int64_t, 20>{
         m,      n,      k,       batch,   a.along_k, a.pitch,  b.along_k,    b.pitch, c_pitch, a_step,
-        b_step, c_step, a_align, b_align, c_align,   epilogue, vector_align, bf16,    tf32};
+        b_step, c_step, a_align, b_align, c_align,   epilogue, vector_align, bf16,    tf32,    c_bf16};
   }
 };
 
@@ -84,7 +84,7 @@ Plan make_plan(cublasLtHandle_t handle, const Form& f, const void* vector) {
   if (vector) set(p.product, CUBLASLT_MATMUL_DESC_BIAS_POINTER, vector);
   p.a = matrix(f.b, f, f.n, f.b_step);
   p.b = matrix(f.a, f, f.m, f.a_step);
-  p.c = matrix(false, f.n, f.m, f.c_pitch, f.batch, f.c_step);
+  p.c = matrix(f.c_bf16, f.n, f.m, f.c_pitch, f.batch, f.c_step);
   cublasLtMatmulPreference_t wish = nullptr;
   check(cublasLtMatmulPreferenceCreate(&wish));
   set(wish, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, kWorkBytes);
@@ -168,7 +168,7 @@ bool detail::gemm_library(const GemmArgs& args, Stream stream) {
 
   // The longest batch dimension is the library's, the others are loops.
   const int inner = int(std::max_element(g.batch, g.batch + kMaxBatchDims) - g.batch);
-  const int64_t size = int64_t(dtype_size(g.a.dtype)),
+  const int64_t size = int64_t(dtype_size(g.a.dtype)), c_size = int64_t(dtype_size(g.c_dtype)),
                 step[3] = {g.a.stride.batch[inner], g.b.stride.batch[inner], g.c_batch[inner]};
   const auto aligned = [&](const void* p, int64_t each, const int64_t(&batch)[kMaxBatchDims], int64_t pitch) {
     return alignment({reinterpret_cast<uintptr_t>(p), uint64_t(batch[0] * each), uint64_t(batch[1] * each),
@@ -187,11 +187,12 @@ bool detail::gemm_library(const GemmArgs& args, Stream stream) {
                   step[2],
                   aligned(g.a.data, size, g.a.stride.batch, a->pitch),
                   aligned(g.b.data, size, g.b.stride.batch, b->pitch),
-                  aligned(g.c, 4, g.c_batch, g.c_row),
+                  aligned(g.c, c_size, g.c_batch, g.c_row),
                   epilogue,
                   vector ? alignment({reinterpret_cast<uintptr_t>(vector)}) : 0,
                   g.a.dtype == DType::bf16,
-                  g.tf32 && g.a.dtype == DType::f32};
+                  g.tf32 && g.a.dtype == DType::f32,
+                  g.c_dtype == DType::bf16};
   std::unique_lock lock(mutex);
   Library& lib = library(stream);
   const Plan& p = lib.plan(form, vector);
@@ -211,7 +212,7 @@ bool detail::gemm_library(const GemmArgs& args, Stream stream) {
       const auto offset = [&](const int64_t(&batch)[kMaxBatchDims]) {
         return i * batch[dims[0]] + j * batch[dims[1]];
       };
-      float* const c = static_cast<float*>(g.c) + offset(g.c_batch);
+      char* const c = static_cast<char*>(g.c) + offset(g.c_batch) * c_size;
       cuda::account("gemm", stream);
       check(cublasLtMatmul(lib.handle, p.product, &alpha, at(g.b.data, offset(g.b.stride.batch) * size), p.a,
                            at(g.a.data, offset(g.a.stride.batch) * size), p.b, &beta, c, p.c, c, p.c,

@@ -58,7 +58,7 @@ OperandCopy copy_of(const GemmOperand& from, const ProductArgs& g, int64_t rows,
 
 PreparedOperands prepare_operands(GemmArgs& g, const GemmMode& mode, Device d) {
   PreparedOperands r;
-  if (g.c_dtype != DType::f32) return r;
+  if (g.c_dtype == DType::f64) return r;
   g.library = mode.library && d.is_cuda();
   g.tf32 = mode.inputs == MathMode::tf32;
   const bool both_bf16 = g.a.dtype == DType::bf16 && g.b.dtype == DType::bf16;

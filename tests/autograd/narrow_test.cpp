@@ -51,8 +51,10 @@ std::vector<InputSpec> norm_inputs(const Shape& s) {
 std::vector<InputSpec> rows(const Shape& s) { return {{.name = "x", .shape = s, .lo = -4, .hi = 4}}; }
 constexpr WindowGrid kGrid{.height = 5, .width = 7, .size = 4, .shift_y = 1, .shift_x = 2};
 
-OpCase residual_case(const char* name, double p, bool narrow_x) {
-  const Function f = [=](In v) { return residual(narrow_x ? narrowed(v[0]) : v[0], v[1], p); };
+OpCase residual_case(const char* name, double p, bool narrow_x, bool narrow_branch = false) {
+  const Function f = [=](In v) {
+    return residual(narrow_x ? narrowed(v[0]) : v[0], narrow_branch ? narrowed(v[1]) : v[1], p);
+  };
   return {.name = name,
           .inputs = two({9, 7, 11}),
           .fn = in16(f),
@@ -75,6 +77,8 @@ const bool registered = register_op_cases(
                 .allows_empty = true},
                residual_case("residual", 0, true),
                residual_case("residual_of_f32", 0, false),
+               residual_case("residual_of_bf16", 0, true, true),
+               residual_case("residual_of_bf16_dropped", 0.3, true, true),
                residual_case("residual_dropped", 0.3, true),
                residual_case("residual_of_f32_dropped", 0.3, false),
                {.name = "layer_norm",
@@ -151,6 +155,35 @@ TEST(Narrow, ResidualRoundsTheSumOnce) {
     EXPECT_EQ(difference(db, wide_b), "");
     EXPECT_EQ(state, wide_state);
   }
+}
+
+/// Of floats: rounded once, after the rounded bias, and straight through. Codes and other precisions give
+/// f32.
+TEST(Narrow, LinearRoundsItsOutputsOnce) {
+  const Tensor x = fill("x", {4, 5, 7}, -1, 1), w = fill("w", {6, 7}, -1, 1), b = fill("b", {6}, -1, 1),
+               u = fill("u", {3, 7}, -1, 1), gy = fill("gy", {4, 5, 3}, -1, 1);
+  const auto outputs = [&](const Variable& from, const Tensor& bias, bool narrow) {
+    const LinearLayer layers[] = {{Variable(w), Variable(bias), 2, narrow}, {Variable(u), {}, 1, narrow}};
+    return linear_outputs(from, layers);
+  };
+  EXPECT_EQ(outputs(Variable(x), b, true)[0].narrow(), nullptr);
+  const In16 mode;
+  const Variable v(x, true), wide_v(x, true);
+  const std::vector<Variable> y = outputs(v, b, true), wide = outputs(wide_v, rounded(b), false);
+  ASSERT_EQ(y.size(), 3u);
+  for (size_t i = 0; i < y.size(); ++i) {
+    ASSERT_TRUE(y[i].narrow());
+    EXPECT_EQ(wide[i].narrow(), nullptr);
+    EXPECT_EQ(difference(*y[i].narrow(), wide[i].data().cast(DType::bf16)), "");
+  }
+  y[1].backward(gy), wide[1].backward(gy);
+  EXPECT_EQ(difference(v.grad(), wide_v.grad()), "");
+  const LinearLayer one[] = {{Variable(u), {}, 1, true}};
+  EXPECT_TRUE(linear_outputs(v, one)[0].narrow());
+
+  Coded codes;
+  codes.codes = Tensor::full({4, 7}, 3, DType::u8), codes.scale = Tensor::scalar(0.5f);
+  EXPECT_EQ(outputs(Variable(codes), b, true)[0].narrow(), nullptr);
 }
 
 /// Ops that read bf16 have the bits of the same op on the widened values, and keep half.

@@ -13,7 +13,7 @@ struct EmulatedCublas {
 struct EmulatedProduct {
   cublasComputeType_t compute;
   int32_t trans_a = CUBLAS_OP_N, trans_b = CUBLAS_OP_N, epilogue = CUBLASLT_EPILOGUE_DEFAULT;
-  float* bias = nullptr;
+  void* bias = nullptr;  // of the type of the result
   bool sums() const { return epilogue == CUBLASLT_EPILOGUE_BGRADA || epilogue == CUBLASLT_EPILOGUE_BGRADB; }
 };
 struct EmulatedMatrix {
@@ -52,7 +52,8 @@ cublasStatus_t check(const EmulatedProduct& d, const EmulatedMatrix& a, const Em
   if (c.batch > 1 && c.step < c.ld * (c.cols - 1) + c.rows) {  // columns of batches may interleave
     if (c.step < c.rows || c.ld < c.step * (c.batch - 1) + c.rows) return CUBLAS_STATUS_INVALID_VALUE;
   }
-  if (a.type != b.type || c.type != CUDA_R_32F) return CUBLAS_STATUS_NOT_SUPPORTED;
+  if (a.type != b.type || (c.type != CUDA_R_32F && c.type != a.type)) return CUBLAS_STATUS_NOT_SUPPORTED;
+  if (c.type != CUDA_R_32F && d.sums()) return CUBLAS_STATUS_NOT_SUPPORTED;
   if (d.compute == CUBLAS_COMPUTE_32F_FAST_TF32 && a.type != CUDA_R_32F) return CUBLAS_STATUS_NOT_SUPPORTED;
   if (d.epilogue != CUBLASLT_EPILOGUE_DEFAULT && !d.bias) return CUBLAS_STATUS_INVALID_VALUE;
   // Not for every form: the caller must have another way.
@@ -72,7 +73,8 @@ struct Product {
   EmulatedProduct d;
   EmulatedMatrix la, lb, lc;
   const void *a, *b;
-  float *c, alpha, beta;
+  void* c;
+  float alpha, beta;
   int64_t k;
 
   float value(const EmulatedMatrix& l, const void* data, int batch, int64_t row, int64_t col) const {
@@ -90,9 +92,10 @@ struct Product {
     for (int64_t i = 0; i < (of_a ? lc.rows : lc.cols); ++i) {
       float lanes[2] = {};
       for (int64_t t = 0; t < k; ++t) lanes[t % 2] += value(l, data, 0, by_rows ? i : t, by_rows ? t : i);
-      d.bias[i] = lanes[0] + lanes[1];
+      static_cast<float*>(d.bias)[i] = lanes[0] + lanes[1];
     }
   }
+  template <class C>
   void run() const {
     if (d.sums()) sums();
     const bool ta = d.trans_a == CUBLAS_OP_T, tb = d.trans_b == CUBLAS_OP_T;
@@ -103,10 +106,11 @@ struct Product {
           for (int64_t t = 0; t < k; ++t)
             lanes[t % 4] +=
                 value(la, a, batch, ta ? t : i, ta ? i : t) * value(lb, b, batch, tb ? j : t, tb ? t : j);
-          float& to = c[batch * lc.step + j * lc.ld + i];
+          C& to = static_cast<C*>(c)[batch * lc.step + j * lc.ld + i];
           float y = alpha * ((lanes[0] + lanes[1]) + (lanes[2] + lanes[3]));
-          if (beta != 0) y += beta * to;
-          to = d.epilogue == CUBLASLT_EPILOGUE_BIAS ? y + d.bias[i] : y;
+          if (beta != 0) y += beta * float(to);
+          if (d.epilogue == CUBLASLT_EPILOGUE_BIAS) y += float(static_cast<const C*>(d.bias)[i]);
+          to = C(y);
         }
   }
 };
@@ -204,13 +208,14 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t h, cublasLtMatmulDesc_t d, const 
   if (!alpha || !beta || c != to || lc != lto || !algo || algo->data[0] != kAlgorithm || !workspace ||
       workspace_bytes < kWorkspace)
     return CUBLAS_STATUS_INVALID_VALUE;
-  Product p{*d, *la, *lb, *lc, a, b, static_cast<float*>(to), 0, 0, 0};
+  Product p{*d, *la, *lb, *lc, a, b, to, 0, 0, 0};
   if (const cublasStatus_t s = check(p.d, p.la, p.lb, p.lc, p.k); s != CUBLAS_STATUS_SUCCESS) return s;
   if (!aligned(a, p.la, uint32_t(algo->data[1])) || !aligned(b, p.lb, uint32_t(algo->data[2])) ||
       !aligned(to, p.lc, uint32_t(algo->data[4])))
     return CUBLAS_STATUS_NOT_SUPPORTED;
   std::memcpy(&p.alpha, alpha, sizeof p.alpha);
   std::memcpy(&p.beta, beta, sizeof p.beta);
-  cuda_emulation::launch(dim3(1), dim3(1), 0, stream, [p] { p.run(); });
+  cuda_emulation::launch(dim3(1), dim3(1), 0, stream,
+                         [p] { p.lc.type == CUDA_R_32F ? p.run<float>() : p.run<lowbit::bf16>(); });
   return CUBLAS_STATUS_SUCCESS;
 }

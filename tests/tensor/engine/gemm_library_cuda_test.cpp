@@ -47,6 +47,32 @@ TEST(GemmModesCuda, RoundedOperandsEqualTheCpu) {
       }
 }
 
+/// A result of bf16 is the one of f32, with the bias rounded before and the sum after.
+TEST(GemmModes, RoundedResults) {
+  for (const Size& s : kSizes)
+    for (const MathMode mode : kModes)
+      for (int layout = 0; layout < 4; ++layout) {
+        SCOPED_TRACE(testing::Message()
+                     << s.m << "x" << s.n << "x" << s.k << " mode " << int(mode) << " layout " << layout);
+        const Tensor a = gaussian({s.m, s.k}, 1), b = gaussian({s.n, s.k}, 2),
+                     bias = layout & 1 ? gaussian({s.n}, 3).cast(DType::bf16) : Tensor{};
+        const auto product = [&](DType t, Device d) {
+          const auto there = [d](const Tensor& x) { return x.defined() ? x.to(d) : x; };
+          Tensor c = Tensor::empty(layout & 2 ? Shape{s.n, s.m} : Shape{s.m, s.n}, t, d);
+          Tensor out = layout & 2 ? c.transpose(0, 1) : c;  // a result by columns
+          const Tensor with = bias.defined() ? bias.cast(t) : bias;
+          gemm(out, there(a), GemmInput(there(b)).t(), there(with), 0.3, 0, {.inputs = mode});
+          return out.to(Device{}).packed();
+        };
+        const Tensor c = product(DType::bf16, Device{});
+        ASSERT_TRUE(equal_bits(c, product(DType::f32, Device{}).cast(DType::bf16)));
+        if (!test::cuda_present()) continue;
+        ASSERT_TRUE(equal_bits(product(DType::bf16, kGpu), c));
+      }
+  Tensor c = Tensor::zeros({2, 3}, DType::bf16);
+  EXPECT_THROW(gemm(c, gaussian({2, 4}, 1), gaussian({4, 3}, 2), {}, 1, 1), Error);
+}
+
 /// floats · codes and codes · floats, every place of scale and offset.
 template <class F>
 void for_each_gradient(F f) {
@@ -139,6 +165,32 @@ TEST(GemmLibraryCuda, ProductsAreInTheirClass) {
         other_bits += !equal_bits(product(false), c);
       }
   EXPECT_GT(other_bits, 60);
+}
+
+/// The library's results of bf16 are its sums, in their class, rounded once.
+TEST(GemmLibraryCuda, RoundedResultsAreInTheirClass) {
+  if (!test::cuda_present()) GTEST_SKIP() << "no CUDA device";
+  for (const Size& s : kSizes)
+    for (const bool with_bias : {false, true}) {
+      SCOPED_TRACE(testing::Message() << s.m << "x" << s.n << "x" << s.k << " bias " << with_bias);
+      const Tensor a = gaussian({s.m, s.k}, 1).cast(DType::bf16),
+                   b = gaussian({s.n, s.k}, 2).cast(DType::bf16),
+                   bias = with_bias ? gaussian({s.n}, 3).cast(DType::bf16) : Tensor{};
+      Tensor c = Tensor::empty({s.m, s.n}, DType::bf16, kGpu);
+      gemm(c, on_gpu(a), GemmInput(on_gpu(b)).t(), on_gpu(bias), 1, 0,
+           {.inputs = MathMode::bf16, .library = true});
+      const Tensor x = a.cast(DType::f32), y = b.cast(DType::f32).transpose(0, 1).packed();
+      const std::vector<double> product = exact_product(x, y).to_vector<double>(),
+                                sizes = exact_product(magnitudes(x), magnitudes(y)).to_vector<double>();
+      const std::vector<float> got = c.to(Device{}).cast(DType::f32).to_vector<float>();
+      const std::vector<float> add =
+          with_bias ? bias.cast(DType::f32).to_vector<float>() : std::vector<float>(size_t(s.n), 0.f);
+      for (size_t i = 0; i < got.size(); ++i) {
+        const double want = product[i] + add[i % add.size()],
+                     sum = 4 * 0x1p-23 * (std::sqrt(double(s.k)) * sizes[i] + std::fabs(want));
+        ASSERT_LE(std::fabs(got[i] - want), 1.01 * sum + 0x1p-8 * std::fabs(want)) << "element " << i;
+      }
+    }
 }
 
 /// The sums of a bias gradient come with the product, in the class of the library; or the product alone does.
