@@ -61,7 +61,7 @@ Variable unary(const char* op, F f, const KernelSlot<UnaryFwdArgs<F>>& fwd,
   auto node = std::make_shared<UnaryNode<F>>(f, op, &fwd, &bwd);
   if (F::saves == Saves::input) node->value.set(v);
   if constexpr (std::is_same_v<F, pointwise::Gelu>)
-    if (v.device().is_cuda() && v.dtype() == DType::f32 && may_defer()) {  // on the CPU one pass is no gain
+    if (v.dtype() == DType::f32 && may_defer()) {
       auto later = std::make_shared<DeferredGelu>();
       later->x = v;
       return record(std::move(later), v.shape(), v.device(), std::move(node), {v});

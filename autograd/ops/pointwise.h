@@ -24,8 +24,12 @@ struct Gelu {
     return x * math::normal_cdf(x);
   }
   template <class T>
+  LOWBIT_HD T slope(T x) const {
+    return math::normal_cdf(x) + x * math::normal_pdf(x);
+  }
+  template <class T>
   LOWBIT_HD T bwd(T gy, T x, T /*y*/) const {
-    return gy * (math::normal_cdf(x) + x * math::normal_pdf(x));
+    return gy * slope(x);
   }
 };
 

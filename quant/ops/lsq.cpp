@@ -171,7 +171,8 @@ Variable quantized(const Variable& x, const Variable& scale, const Variable& off
   if (!before.defined())
     if (Variable codes = attention_probs(x, scale, offset, nbits, s); codes.defined()) return codes;
   const auto* const activation = dynamic_cast<const DeferredGelu*>(x.deferred());
-  const bool inside = activation && !before.defined() && s.mask == MaskRule::clip_then_round;
+  const bool inside = activation && !before.defined() && s.mask == MaskRule::clip_then_round &&
+                      (s.groups == 1 || x.device().is_cuda());
   const Variable from = inside ? activation->x : x;
   const auto node = std::make_shared<FakeQuantNode>();
   LsqParams& params = node->params;

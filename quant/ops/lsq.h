@@ -11,8 +11,8 @@
 //          dx = m·G,  da = grad_scale·Σ G·(q − m·u),  db = Σ G·(1 − m)
 //          dnbits = a·ln2·((hi + 1)·Σ_{u>hi} G(1 − m) + lo·Σ_{u<lo} G(1 − m))   (lo, hi as functions of bits)
 // Saves    x (shared with its producer, or made again by it); u is recomputed.
-// Fused    on CUDA, x that is a GELU nobody has asked for is made where it is read, and its gradient taken in
-//          the same pass
+// Fused    x that is a GELU nobody has asked for is made where it is read, and its gradient taken in the same
+//          pass; on the CPU for one group, by chunks
 // Errors   shape, value; numeric: a scale that is not positive and finite, values of x that are not finite
 // Source   Esser et al. 2020 (LSQ), Bhalgat et al. 2020 (LSQ+); docs/methods/lsq.md, docs/methods/vvtq.md
 
@@ -190,7 +190,7 @@ struct LsqCall {
   int64_t outer, groups, inner;
   MaskRule mask;
   TiePolicy ties;
-  LsqSource source = LsqSource::values;  ///< gelu: on CUDA, clip_then_round without before
+  LsqSource source = LsqSource::values;  ///< gelu: clip_then_round without before; on the CPU one group
 };
 
 struct LsqFwdArgs {

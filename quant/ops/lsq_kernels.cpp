@@ -23,6 +23,17 @@ struct Shifted {
   T operator()(int64_t i) const { return x[i] + before[i]; }
 };
 
+/// gelu(h) of n ≤ kChunk elements, and its slope where that is not null: loops by themselves, since the
+/// compiler does not vectorise them together with what a quantizer does.
+template <class T>
+void gelu_chunk(const T* h, int64_t n, T* value, T* slope) {
+  constexpr pointwise::Gelu f;
+  if (!slope)
+    for (int64_t i = 0; i < n; ++i) value[i] = f.fwd(h[i]);
+  else
+    for (int64_t i = 0; i < n; ++i) value[i] = f.fwd(h[i]), slope[i] = f.slope(h[i]);
+}
+
 /// n elements x(i); param(i) is the parameter of element i. Returns how many x are not finite.
 template <class T, class Out, class X, class Param>
 int64_t forward_range(const X& x, Out* y, int64_t n, T shift, const Param& param) {
@@ -55,6 +66,12 @@ void forward_typed(const LsqFwdArgs& a) {
       const int64_t r = item / pieces, first = item % pieces * piece, n = std::min(piece, run - first);
       const int64_t flat = r * run + first;
       const auto quantize = [&](const auto& param) {
+        if (c.source == LsqSource::gelu) {
+          T made[kChunk];
+          gelu_chunk(x + flat, n, made, static_cast<T*>(nullptr));
+          bad += forward_range(Plain<T>{made}, y + flat, n, T(a.shift), param);
+          return;
+        }
         bad += before ? forward_range(Shifted<T>{x + flat, before + first}, y + flat, n, T(a.shift), param)
                       : forward_range(Plain<T>{x + flat}, y + flat, n, T(a.shift), param);
       };
@@ -86,6 +103,30 @@ void store(const Pack<T, 3>& v, T* to, int64_t stride) {
 template <class T>
 void store(T v, T* to, int64_t stride) {
   to[0] = v, to[stride] = to[2 * stride] = 0;
+}
+
+/// One group, x = gelu(h).
+template <bool Edges, class T>
+void backward_gelu(const LsqBwdArgs& a) {
+  const TieWeights<T> tie = TieWeights<T>::of(a.c.ties);
+  const QParam<T> p = lsq_param<T>(a.c, 0);
+  const T *const h = a.c.x.as<T>(), *const gy = a.gy.as<T>();
+  T* const dh = a.dx.as<T>();
+  const auto total = cpu::sum_chunks(a.c.inner, [=](int64_t begin, int64_t end) {
+    T x[kChunk], slope[kChunk], gx[kChunk];
+    gelu_chunk(h + begin, end - begin, x, slope);
+    const auto sums = cpu::detail::sum_chunk(0, end - begin, [&, g = gy + begin](int64_t i) {
+      return lsq_bwd_element<MaskRule::clip_then_round, Edges>(x[i], g, gx, i, p, tie);
+    });
+    if (dh)
+      for (int64_t i = 0; i < end - begin; ++i) dh[begin + i] = gx[i] * slope[i];
+    return sums;
+  });
+  T* const sums = a.sums.as<T>();
+  if constexpr (Edges)
+    store(total, sums, 1);
+  else
+    store(total.v[0], sums, 1);
 }
 
 /// X: Plain or Shifted.
@@ -143,8 +184,11 @@ void backward_masked(const LsqBwdArgs& a) {
 template <MaskRule M>
 void backward_ruled(const LsqBwdArgs& a) {
   dispatch_real(a.gy.dtype, [&]<class T>(T) {
-    if constexpr (M == MaskRule::clip_then_round)
+    if constexpr (M == MaskRule::clip_then_round) {
+      if (a.c.source == LsqSource::gelu)
+        return a.edges ? backward_gelu<true, T>(a) : backward_gelu<false, T>(a);
       if (a.c.before.data) return backward_masked<M, false, Shifted<T>, T>(a);
+    }
     if (a.edges)
       backward_masked<M, true, Plain<T>, T>(a);
     else

@@ -12,17 +12,24 @@
 
 namespace lowbit::cpu {
 
+/// The same where a chunk is prepared before its sum: chunk(begin, end) returns sum_chunk(begin, end, f), a
+/// Pack.
+template <class Chunk>
+auto sum_chunks(int64_t n, Chunk chunk) {
+  using S = decltype(chunk(int64_t{}, int64_t{}));
+  const int64_t chunks = std::max<int64_t>(1, ceil_div(n, kChunk));
+  S* const part = detail::scratch<S>(chunks);
+  parallel_wide(chunks, kGrain / kChunk, [&](int64_t b, int64_t e) {
+    for (int64_t c = b; c < e; ++c) part[c] = chunk(c * kChunk, std::min(n, (c + 1) * kChunk));
+  });
+  return chunks == 1 ? part[0] : detail::sum_array(part, chunks);
+}
+
 template <class F>
 auto sum(int64_t n, F f) {
   using P = PackOf<F, int64_t>;
-  using S = Pack<typename P::T, P::K>;
-  if (n <= kChunk) return P::unwrap(detail::sum_chunk(0, n, f));
-  const int64_t chunks = ceil_div(n, kChunk);
-  S* const part = detail::scratch<S>(chunks);
-  parallel_wide(chunks, kGrain / kChunk, [&](int64_t b, int64_t e) {
-    for (int64_t c = b; c < e; ++c) part[c] = detail::sum_chunk(c * kChunk, std::min(n, (c + 1) * kChunk), f);
-  });
-  return P::unwrap(detail::sum_array(part, chunks));
+  return P::unwrap(
+      sum_chunks(n, [f](int64_t begin, int64_t end) { return detail::sum_chunk(begin, end, f); }));
 }
 
 }  // namespace lowbit::cpu
