@@ -10,8 +10,10 @@
 //   memory is readable inside kernels and copies only: host code that touches it is stopped with a message;
 //   the arithmetic is that of the CPU build (no contraction, denormals flushed), as the flags of nvcc demand;
 //
-//   there is one stream, and what it is given runs at once. While it is captured, launches and copies are
-//   recorded instead, and every call that allocates or waits fails as on a device and spoils the capture.
+//   all streams are one queue, and what they are given runs at once, unless something before it waits for
+//   another process (nccl.h): then the host goes on, and the rest runs when that is over. While a stream is
+//   captured, launches and copies are recorded instead, and every call that allocates or waits fails as on a
+//   device and spoils the capture, as does a stream that joined it by an event and is not waited for.
 
 #include <cmath>
 #include <cstddef>
@@ -41,6 +43,9 @@ extern dim3 threadIdx, blockIdx, blockDim, gridDim;  // of the fiber that runs
 
 void __syncthreads();
 
+using cudaStream_t = struct EmulatedStream*;
+using cudaEvent_t = struct EmulatedEvent*;
+
 namespace cuda_emulation {
 /// Exchange between the 32 lanes of a warp, which all must take part: `mine` is given, and the slots of all
 /// lanes can be read until the next exchange.
@@ -53,6 +58,15 @@ void* dynamic_shared();
 
 /// Runs or records body for every thread of every block.
 void launch(dim3 grid, dim3 block, size_t shared_bytes, void* stream, std::function<void()> body);
+
+/// Runs or records work that may have to wait for another process: it is called until it says that it is
+/// over, with true the first time of each run. False: not on a stream of this device, or not on one that
+/// belongs to the capture.
+bool enqueue(cudaStream_t stream, int device, std::function<bool(bool first)> work);
+/// Runs what does not have to wait. A thread of the emulator does so too when the host does something else.
+void advance();
+/// For such work: device memory may be touched inside.
+void with_device_memory(const std::function<void()>& f);
 }  // namespace cuda_emulation
 
 template <class T>
@@ -87,7 +101,9 @@ enum cudaError_t {
   cudaErrorInvalidResourceHandle = 400,
   cudaErrorNotReady = 600,
   cudaErrorStreamCaptureUnsupported = 900,
-  cudaErrorStreamCaptureInvalidated = 901
+  cudaErrorStreamCaptureInvalidated = 901,
+  cudaErrorStreamCaptureUnjoined = 904,
+  cudaErrorStreamCaptureIsolation = 905
 };
 enum cudaMemcpyKind {
   cudaMemcpyHostToDevice = 1,
@@ -95,8 +111,6 @@ enum cudaMemcpyKind {
   cudaMemcpyDeviceToDevice,
   cudaMemcpyDefault
 };
-using cudaStream_t = struct EmulatedStream*;
-using cudaEvent_t = struct EmulatedEvent*;
 inline constexpr unsigned cudaStreamNonBlocking = 1, cudaEventDisableTiming = 2;
 
 /// What a captured stream was given, in order.
@@ -121,6 +135,7 @@ cudaError_t cudaFree(void* p);
 cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t s);
 cudaError_t cudaMallocHost(void** p, size_t bytes);
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t* e, unsigned flags);
+cudaError_t cudaEventDestroy(cudaEvent_t e);
 cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t s);
 cudaError_t cudaEventQuery(cudaEvent_t e);
 cudaError_t cudaEventSynchronize(cudaEvent_t e);
@@ -132,6 +147,8 @@ cudaError_t cudaGraphLaunch(cudaGraphExec_t executable, cudaStream_t s);
 cudaError_t cudaGraphDestroy(cudaGraph_t graph);
 cudaError_t cudaGraphExecDestroy(cudaGraphExec_t executable);
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* s, unsigned flags);
+cudaError_t cudaStreamDestroy(cudaStream_t s);
+cudaError_t cudaStreamWaitEvent(cudaStream_t s, cudaEvent_t e, unsigned flags);
 cudaError_t cudaStreamSynchronize(cudaStream_t s);
 cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind kind, cudaStream_t s);
 cudaError_t cudaMemcpyPeerAsync(void* to, int device, const void* from, int source, size_t bytes,

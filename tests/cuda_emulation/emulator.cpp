@@ -1,16 +1,22 @@
 // Scheduler, memory and runtime calls of the emulated device; see cuda_runtime.h.
 
 #include <cuda_runtime.h>
+#include <immintrin.h>
 #include <signal.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
+#include <condition_variable>
 #include <cstdio>
 #include <cstdlib>
+#include <deque>
+#include <map>
 #include <memory>
 #include <mutex>
+#include <thread>
 #include <vector>
 
 dim3 threadIdx, blockIdx, blockDim, gridDim;
@@ -195,14 +201,66 @@ cudaError_t remember(cudaError_t e) { return e == cudaSuccess ? e : last_error =
 constexpr int kDevices = 2;  ///< of one memory; a kernel belongs on the device of its stream
 thread_local int current_device = 0;
 
+// ---- queue
+// -------------------------------------------------------------------------------------------------------
+
+using Work = std::function<bool(bool first)>;  ///< whether it is over
+struct Queue {
+  struct Item {
+    Work work;
+    unsigned arithmetic;  ///< rounding and denormals of the thread that gave it
+    bool begun = false;
+  };
+  std::deque<Item> items;
+  std::atomic<int64_t> given = 0, over = 0;
+  std::condition_variable_any more;
+  bool helped = false;
+};
+Queue& queue = *new Queue;  // the helper may see the end of the program
+
+void help() {
+  std::unique_lock lock(device);
+  for (;;) {
+    queue.more.wait(lock, [] { return !queue.items.empty(); });
+    cuda_emulation::advance();
+    lock.unlock();
+    std::this_thread::sleep_for(std::chrono::microseconds(100));
+    lock.lock();
+  }
+}
+
+void give(Work work) {
+  std::lock_guard lock(device);
+  queue.items.push_back({std::move(work), _mm_getcsr()});
+  ++queue.given;
+  cuda_emulation::advance();
+  if (queue.items.empty()) return;
+  if (!std::exchange(queue.helped, true)) std::thread(help).detach();
+  queue.more.notify_one();
+}
+
+bool reached(int64_t given) {
+  cuda_emulation::advance();
+  return queue.over >= given;
+}
+void wait_until(int64_t given) {
+  while (!reached(given)) std::this_thread::sleep_for(std::chrono::microseconds(50));
+}
+
 // ---- capture
 // -----------------------------------------------------------------------------------------------------
 
 struct Recording {
-  std::vector<std::function<void()>> nodes;
+  std::vector<Work> nodes;
   bool spoiled = false;
+  int64_t number = 0;  ///< of all recordings, from 1
+  cudaStream_t origin = nullptr;
+  int64_t now = 0;                         ///< counts what is recorded, events too
+  std::map<cudaStream_t, int64_t> joined;  ///< streams that wait for the origin, and their newest work
+  std::map<cudaStream_t, int64_t> seen;    ///< until where the origin waits for them
+  bool has(cudaStream_t s) const { return !s || s == origin || joined.contains(s); }
 };
-Recording* recording = nullptr;  ///< of the one stream, while it is captured
+Recording* recording = nullptr;  ///< while a stream is captured
 struct Counters {
   std::atomic<int64_t> launches = 0, copies = 0, graph_launches = 0, allocations = 0, waits = 0;
 } counted;
@@ -215,15 +273,20 @@ bool refused() {
 cudaError_t refusal() { return remember(cudaErrorStreamCaptureUnsupported); }
 cudaError_t wait_for_all() {
   ++counted.waits;
-  return refused() ? refusal() : cudaSuccess;
+  if (refused()) return refusal();
+  wait_until(queue.given);
+  return cudaSuccess;
 }
 
-/// Runs `work` now, or keeps it for the graph.
-void start_or_record(std::function<void()> work) {
-  if (recording)
-    recording->nodes.push_back(std::move(work));
-  else
-    work();
+/// Runs `work` as soon as it can be, or keeps it for the graph.
+void start_or_record(cudaStream_t s, Work work) {
+  if (!recording) return give(std::move(work));
+  recording->nodes.push_back(std::move(work));
+  ++recording->now;
+  if (const auto j = recording->joined.find(s); j != recording->joined.end()) j->second = recording->now;
+}
+void start_or_record(cudaStream_t s, std::function<void()> work) {
+  start_or_record(s, [work = std::move(work)](bool) { return work(), true; });
 }
 
 }  // namespace
@@ -231,9 +294,38 @@ void start_or_record(std::function<void()> work) {
 struct EmulatedStream {
   int device;
 };
-struct EmulatedGraph {
-  std::vector<std::function<void()>> nodes;
+struct EmulatedEvent {
+  int64_t after = 0;    ///< what had been given when it was recorded
+  int64_t capture = 0;  ///< the number of that which it is part of
+  cudaStream_t stream = nullptr;
+  int64_t at = 0;
 };
+struct EmulatedGraph {
+  std::vector<Work> nodes;
+};
+
+void cuda_emulation::advance() {
+  std::lock_guard lock(device);
+  while (!queue.items.empty()) {
+    Queue::Item& i = queue.items.front();
+    const unsigned mine = _mm_getcsr();
+    _mm_setcsr(i.arithmetic);
+    const bool over = i.work(!std::exchange(i.begun, true));
+    _mm_setcsr(mine);
+    if (!over) return;
+    queue.items.pop_front();
+    ++queue.over;
+  }
+}
+bool cuda_emulation::enqueue(cudaStream_t s, int device, std::function<bool(bool first)> work) {
+  if (s->device != device || (recording && !recording->has(s) && refused())) return false;
+  start_or_record(s, std::move(work));
+  return true;
+}
+void cuda_emulation::with_device_memory(const std::function<void()>& f) {
+  Open open;
+  f();
+}
 
 /// Calls of the program so far, what a graph does inside not counted: kernels, copies, graphs, allocations,
 /// waits (tests/support/device_calls.h).
@@ -252,9 +344,11 @@ const void* cuda_emulation::exchange(const void* mine, size_t bytes) {
   return e.slots[side];
 }
 
-void cuda_emulation::launch(dim3 grid, dim3 block, size_t shared_bytes, void*, std::function<void()> f) {
+void cuda_emulation::launch(dim3 grid, dim3 block, size_t shared_bytes, void* stream,
+                            std::function<void()> f) {
   ++counted.launches;
-  start_or_record([=, f = std::move(f)] { run(grid, block, shared_bytes, f); });
+  start_or_record(static_cast<cudaStream_t>(stream),
+                  std::function<void()>([=, f = std::move(f)] { run(grid, block, shared_bytes, f); }));
 }
 
 void* cuda_emulation::dynamic_shared() { return shared_memory; }
@@ -286,6 +380,10 @@ const char* cudaGetErrorString(cudaError_t e) {
       return "operation not permitted when stream is capturing";
     case cudaErrorStreamCaptureInvalidated:
       return "operation failed due to a previous error during capture";
+    case cudaErrorStreamCaptureUnjoined:
+      return "capturing stream has unjoined work";
+    case cudaErrorStreamCaptureIsolation:
+      return "dependency created on uncaptured work in another stream";
     default:
       return "invalid device ordinal";
   }
@@ -302,6 +400,7 @@ cudaError_t cudaDeviceSynchronize() { return wait_for_all(); }
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* s, unsigned) {
   return *s = new EmulatedStream{current_device}, cudaSuccess;
 }
+cudaError_t cudaStreamDestroy(cudaStream_t s) { return delete s, cudaSuccess; }
 cudaError_t cudaStreamSynchronize(cudaStream_t) { return wait_for_all(); }
 
 cudaError_t cudaMalloc(void** p, size_t bytes) {
@@ -335,33 +434,64 @@ cudaError_t cudaMallocHost(void** p, size_t bytes) {
   return *p ? cudaSuccess : remember(cudaErrorMemoryAllocation);
 }
 
-cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind, cudaStream_t) {
+cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind, cudaStream_t s) {
   ++counted.copies;
-  start_or_record([=] {
-    Open open;
-    std::memmove(to, from, bytes);
-  });
+  start_or_record(s, std::function<void()>([=] {
+                    Open open;
+                    std::memmove(to, from, bytes);
+                  }));
   return cudaSuccess;
 }
-cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t) {
-  start_or_record([=] {
-    Open open;
-    std::memset(to, value, bytes);
-  });
+cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t s) {
+  start_or_record(s, std::function<void()>([=] {
+                    Open open;
+                    std::memset(to, value, bytes);
+                  }));
   return cudaSuccess;
 }
 cudaError_t cudaMemcpyPeerAsync(void* to, int, const void* from, int, size_t bytes, cudaStream_t s) {
   return cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, s);
 }
 
-cudaError_t cudaEventCreateWithFlags(cudaEvent_t* e, unsigned) { return *e = nullptr, cudaSuccess; }
-cudaError_t cudaEventRecord(cudaEvent_t, cudaStream_t) { return cudaSuccess; }
-cudaError_t cudaEventQuery(cudaEvent_t) { return refused() ? refusal() : cudaSuccess; }
-cudaError_t cudaEventSynchronize(cudaEvent_t) { return wait_for_all(); }
-
-cudaError_t cudaStreamBeginCapture(cudaStream_t, cudaStreamCaptureMode) {
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t* e, unsigned) { return *e = new EmulatedEvent, cudaSuccess; }
+cudaError_t cudaEventDestroy(cudaEvent_t e) { return delete e, cudaSuccess; }
+cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t s) {
+  if (recording && recording->has(s))
+    e->capture = recording->number, e->stream = s, e->at = ++recording->now;
+  else
+    e->capture = 0, e->after = queue.given;
+  return cudaSuccess;
+}
+cudaError_t cudaStreamWaitEvent(cudaStream_t s, cudaEvent_t e, unsigned) {
+  if (!recording) return cudaSuccess;  // all streams are one queue
+  if (e->capture != recording->number) {
+    if (!recording->has(s)) return cudaSuccess;
+    recording->spoiled = true;
+    return remember(cudaErrorStreamCaptureIsolation);
+  }
+  if (s == recording->origin)
+    recording->seen[e->stream] = std::max(recording->seen[e->stream], e->at);
+  else
+    recording->joined[s] = ++recording->now;
+  return cudaSuccess;
+}
+cudaError_t cudaEventQuery(cudaEvent_t e) {
   if (refused()) return refusal();
+  return reached(e->after) ? cudaSuccess : remember(cudaErrorNotReady);
+}
+cudaError_t cudaEventSynchronize(cudaEvent_t e) {
+  ++counted.waits;
+  if (refused()) return refusal();
+  wait_until(e->after);
+  return cudaSuccess;
+}
+
+cudaError_t cudaStreamBeginCapture(cudaStream_t s, cudaStreamCaptureMode) {
+  if (refused()) return refusal();
+  static int64_t recordings = 0;
   recording = new Recording;
+  recording->number = ++recordings;
+  recording->origin = s;
   return cudaSuccess;
 }
 cudaError_t cudaStreamEndCapture(cudaStream_t, cudaGraph_t* graph) {
@@ -369,6 +499,8 @@ cudaError_t cudaStreamEndCapture(cudaStream_t, cudaGraph_t* graph) {
   if (!recording) return refusal();
   const std::unique_ptr<Recording> done(std::exchange(recording, nullptr));
   if (done->spoiled) return remember(cudaErrorStreamCaptureInvalidated);
+  for (const auto& [stream, newest] : done->joined)
+    if (done->seen[stream] < newest) return remember(cudaErrorStreamCaptureUnjoined);
   *graph = new EmulatedGraph{std::move(done->nodes)};
   return cudaSuccess;
 }
@@ -381,7 +513,7 @@ cudaError_t cudaGraphInstantiate(cudaGraphExec_t* executable, cudaGraph_t graph,
 cudaError_t cudaGraphLaunch(cudaGraphExec_t executable, cudaStream_t) {
   ++counted.graph_launches;
   if (refused()) return refusal();
-  for (const auto& node : executable->nodes) node();
+  for (const Work& node : executable->nodes) give(node);
   return cudaSuccess;
 }
 cudaError_t cudaGraphDestroy(cudaGraph_t graph) { return delete graph, cudaSuccess; }

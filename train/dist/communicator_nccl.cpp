@@ -59,6 +59,15 @@ std::string id_by_file(const std::string& file, bool lead, const std::string& id
   return read;
 }
 
+/// A file that goes at the end of the scope, however that ends.
+struct Passing {
+  std::string file;
+  ~Passing() {
+    std::error_code none;
+    if (!file.empty()) fs::remove(file, none);
+  }
+};
+
 class NcclCommunicator final : public Communicator {
  public:
   NcclCommunicator(const Launch& l, Device device, double limit, Communicator* host,
@@ -71,6 +80,7 @@ class NcclCommunicator final : public Communicator {
     ncclUniqueId id{};
     if (lead()) check(ncclGetUniqueId(&id), "identifier");
     const std::string file = folder + "/.nccl-id" + (l.id.empty() ? "" : "-" + l.id);
+    const Passing written{!host_ && lead() ? file : ""};
     const std::string mine(id.internal, sizeof id.internal);
     const std::string text = host_ ? lead_text(*host_, mine) : id_by_file(file, lead(), mine, limit);
     text.copy(id.internal, sizeof id.internal);
@@ -78,7 +88,6 @@ class NcclCommunicator final : public Communicator {
     config.blocking = 0;
     check(ncclCommInitRankConfig(&comm_, size_, id, rank_, &config), "start");
     settle("start");
-    if (!host_ && lead()) fs::remove(file);
     set_wait_guard([this](Device d) {
       if (d == device_) catch_up();
     });

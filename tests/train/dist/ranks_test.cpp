@@ -1,5 +1,6 @@
 // Several processes, started by mpirun: the bits of one process, and a clean end when one of them dies,
-// hangs, fails or is told to stop. On the CPU, and with the steps of two devices as graphs.
+// hangs, fails or is told to stop. On the CPU, and with the steps of two devices as graphs, over NCCL (on the
+// emulator that of tests/cuda_emulation) and over MPI.
 
 #include <dirent.h>
 #include <gtest/gtest.h>
@@ -54,6 +55,7 @@ void write_image(const std::string& path, int seed) {
 struct RanksTest : testing::Test {
   TempDir dir;
   std::mt19937 random{20261121};
+  std::string program = LOWBIT_PROGRAM;
 
   static void SetUpTestSuite() {
     // Ranks may be root's and more than processors; tests that run beside this one use them too.
@@ -69,10 +71,10 @@ struct RanksTest : testing::Test {
     if (!mpi_here()) GTEST_SKIP() << "no MPI: mpirun and liblowbit_mpi.so are needed";
   }
 
-  static Words command(int ranks, const Words& words) {
+  Words command(int ranks, const Words& words) const {
     // The launcher reports one exit code; the shell writes down that of every rank.
     const char* script = R"(trap : TERM; "$0" "$@"; code=$?; echo "code $code" >&2; exit $code)";
-    return ranks ? Words{"-n", std::to_string(ranks), "sh", "-c", script, LOWBIT_PROGRAM} + words : words;
+    return ranks ? Words{"-n", std::to_string(ranks), "sh", "-c", script, program} + words : words;
   }
   static int count(const std::string& text, const std::string& what) {
     int n = 0;
@@ -80,8 +82,8 @@ struct RanksTest : testing::Test {
     return n;
   }
   /// 0 ranks: the program alone.
-  static Outcome run(int ranks, const Words& words) {
-    return Process(command(ranks, words), ranks ? "mpirun" : LOWBIT_PROGRAM).wait();
+  Outcome run(int ranks, const Words& words) const {
+    return Process(command(ranks, words), ranks ? "mpirun" : program).wait();
   }
   std::string folder(const std::string& name) const { return dir / name; }
   Words train(const std::string& name, const Words& more) const {
@@ -242,6 +244,8 @@ TEST_F(RanksTest, FastSumsAreClose) {
 
 // ---- two devices
 
+bool nccl_here() { return fs::exists(fs::path(LOWBIT_PROGRAM).replace_filename("liblowbit_nccl.so")); }
+
 struct RanksCuda : RanksTest {
   void SetUp() override {
     RanksTest::SetUp();
@@ -252,36 +256,94 @@ struct RanksCuda : RanksTest {
     return tiny(48) +
            Words{"--batch-size", "2", "--global-batch", "8", "--epochs", "1", "--warmup-epochs", "0"};
   }
-  /// Two ranks with their steps kernel by kernel and as graphs, and one process: the same bits. Captured are
-  /// the steps of the two parts around the sum.
-  void expect_graphs_change_nothing(const Words& words, bool alone = true) {
-    const Words device = words + Words{"--device", "cuda"};
+  /// Two ranks with their steps kernel by kernel and as graphs: the same bits, and what the log says of them.
+  void expect_graphs_change_nothing(const Words& words, const std::string& over,
+                                    const std::string& captured) {
     for (const char* graph : {"off", "on"}) {
-      const Outcome r = run(2, train(graph, device + Words{"--graph", graph}));
+      const Outcome r = run(2, train(graph, words + Words{"--device", "cuda", "--graph", graph}));
       ASSERT_EQ(r.code, 0) << r.err;
-      EXPECT_EQ(count(r.err, "in two parts around the sum over the processes"), graph == std::string("on"))
-          << r.err;
+      EXPECT_EQ(count(r.err, captured), graph == std::string("on")) << r.err;
+      EXPECT_EQ(count(r.err, "gradients are summed over " + over), 1) << r.err;
     }
     expect_equal_results(folder("off"), folder("on"));
-    if (!alone) return;
-    const Outcome one = run(0, train("one", device));
+  }
+  /// And those of one process.
+  void expect_bits_of_one(const Words& words, const std::string& over) {
+    expect_graphs_change_nothing(words, over, "in two parts around the sum over the processes");
+    const Outcome one = run(0, train("one", words + Words{"--device", "cuda"}));
     ASSERT_EQ(one.code, 0) << one.err;
     expect_equal_results(folder("one"), folder("on"));
   }
 };
 
-TEST_F(RanksCuda, FloatSteps) {
-  expect_graphs_change_nothing(tiny() + Words{"--global-batch", "8", "--limit-train", "40", "--clip-grad",
-                                              "1", "--drop-path", "0.3", "--model-ema"});
+/// A program without NCCL beside it.
+TEST_F(RanksCuda, FloatStepsOverMpi) {
+  fs::create_directory(folder("program"));
+  for (const char* file : {"lowbit", "liblowbit_cuda.so", "liblowbit_mpi.so"})
+    fs::copy_file(fs::path(LOWBIT_PROGRAM).replace_filename(file), fs::path(folder("program")) / file);
+  program = folder("program") + "/lowbit";
+  expect_bits_of_one(tiny() + Words{"--global-batch", "8", "--limit-train", "40", "--clip-grad", "1",
+                                    "--drop-path", "0.3", "--model-ema"},
+                     "MPI and the host: NCCL is missing");
 }
 
 TEST_F(RanksCuda, QuantizedStepsOfSeveralBatches) {
-  expect_graphs_change_nothing(few() + four_bits() + Words{"--quantizer", "vvtq", "--dampening", "0.1"});
+  if (!nccl_here()) GTEST_SKIP() << "no liblowbit_nccl.so";
+  expect_bits_of_one(few() + four_bits() + Words{"--quantizer", "vvtq", "--dampening", "0.1"}, "NCCL");
 }
 
 TEST_F(RanksCuda, FastSums) {
+  if (!nccl_here()) GTEST_SKIP() << "no liblowbit_nccl.so";
   expect_graphs_change_nothing(few() + four_bits() + Words{"--quantizer", "lsq", "--no-deterministic"},
-                               false);
+                               "NCCL", ", sums over the processes included");
+}
+
+/// Two ranks without a launcher, hence without MPI: NCCL is started over a file and carries everything.
+struct RanksByHandCuda : RanksCuda {
+  void SetUp() override {
+    if (gpu_count() < 2) GTEST_SKIP() << "a device for each of two ranks is needed";
+    if (!nccl_here()) GTEST_SKIP() << "no liblowbit_nccl.so";
+  }
+  static Words rank(const char* number) {
+    return {"--device", "cuda", "--rank", number, "--world-size", "2", "--log-ranks", "all"};
+  }
+};
+
+/// Killed or stopped, in a graph with sums or in a sum between two graphs: the other rank has to find out.
+TEST_F(RanksByHandCuda, ARankThatIsLostIsNoticed) {
+  const auto expect = [&](const char* name, const Words& more, int signal, const char* captured) {
+    SCOPED_TRACE(name);
+    const Words words = train(name, few() +
+                                        Words{"--batch-size", "4", "--limit-train", "4800", "--rank-timeout",
+                                              "5", "--checkpoint-every", "5"} +
+                                        more);
+    Process lead(words + rank("0")), other(words + rank("1"));
+    while (lead.running() && count(lead.err_so_far(), "Train: ") < 8)
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    const auto begin = std::chrono::steady_clock::now();
+    other.kill(signal);
+    const Outcome r = lead.wait();
+    EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(30));
+    EXPECT_EQ(r.code, 6) << r.err;
+    EXPECT_NE(r.err.find("rank 0 stops: no answer for 5 s ("), std::string::npos) << r.err;
+    EXPECT_NE(r.err.find("a rank is dead or hung; the last checkpoint of the run is kept\n"),
+              std::string::npos)
+        << r.err;
+    EXPECT_EQ(count(r.err, captured), 1) << r.err;
+  };
+  expect("stopped", {"--no-deterministic"}, SIGSTOP, ", sums over the processes included");
+  expect("killed", {}, SIGKILL, "in two parts around the sum over the processes");
+}
+
+TEST_F(RanksByHandCuda, OneDeviceForTwoRanksIsRefused) {
+  const Words words = train("run", few() + Words{"--rank-timeout", "30", "--local-rank", "0"});
+  Process lead(words + rank("0")), other(words + rank("1"));
+  for (Process* p : {&lead, &other}) {
+    const Outcome r = p->wait();
+    EXPECT_EQ(r.code, 6) << r.err;
+    EXPECT_NE(r.err.find("NCCL start: invalid usage"), std::string::npos) << r.err;
+  }
+  EXPECT_FALSE(fs::exists(folder(".nccl-id")));
 }
 
 // ---- the end of a rank
