@@ -105,8 +105,12 @@ Variable softmax(const Variable& x);
 
 /// The same where the result is an operand of products (attention): where Context::gemm is bf16, y is rounded
 /// to bf16, once, and stored so, which is what a product would make of it. Rows begin at multiples of 16
-/// bytes. Shapes  x, y [..., C] Grad    that of softmax from the rounded y, as its sums Σ gy·y are then those
-/// of the product that y entered Saves   y    Order  row rule Source  none Errors  as softmax
+/// bytes.
+/// Shapes  x, y [..., C]
+/// Grad    that of softmax from the rounded y: its sums Σ gy·y are those of the product that y entered
+/// Saves   y    Order  row rule
+/// Source  none
+/// Errors  as softmax
 Variable narrowed_softmax(const Variable& x);
 
 /// Logarithm of the softmax: y_i = (x_i − max) − log Σ_j e^{x_j − max}.
